@@ -1,0 +1,1 @@
+//! Kubernetes objects: schema facts, codecs, selectors, quantities, patches, defaulting, validation, tables.

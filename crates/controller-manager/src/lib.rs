@@ -1,0 +1,1 @@
+//! The controllers that turn Deployments into Pods and clean up after them.

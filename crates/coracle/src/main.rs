@@ -1,0 +1,2 @@
+//! A complete Kubernetes in one program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Images: distribution, content, unpack, snapshots.

@@ -1,0 +1,1 @@
+//! The node agent: pods of one node, through any CRI runtime.

@@ -1,0 +1,1 @@
+//! The one door to the kernel: mounts, namespaces, cgroups, netlink, nftables, pidfds, terminals, seccomp.

@@ -1,0 +1,1 @@
+//! The built-in pod network, CNI execution, port maps.

@@ -1,0 +1,1 @@
+//! Generated messages of the wire seams (CRI, shim v2, Sandbox), a feature per seam.

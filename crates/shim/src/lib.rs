@@ -1,0 +1,1 @@
+//! The shim of one pod: tasks, logs, exec, exits.

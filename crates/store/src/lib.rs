@@ -1,0 +1,1 @@
+//! Revisions, ranges, transactions, watches, leases, compaction, in an embedded durable engine.

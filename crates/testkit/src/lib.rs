@@ -1,0 +1,1 @@
+//! Hosts, registries, images and peers for tests.

@@ -1,0 +1,2 @@
+//! Build, gate, test, demonstrate and measure Coracle.
+fn main() {}
