@@ -1,1 +1,6 @@
 //! Generated messages of the wire seams (CRI, shim v2, Sandbox), a feature per seam.
+
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "cri")]
+pub mod cri;

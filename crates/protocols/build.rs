@@ -1,0 +1,32 @@
+//! Compiles the seams' `.proto` files with protox (no protoc), one function per cargo feature.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=build.rs");
+    if enabled("CRI") {
+        compile_cri()?;
+    }
+    Ok(())
+}
+
+/// Whether cargo builds this crate with the feature (named in upper case).
+fn enabled(feature: &str) -> bool {
+    std::env::var_os(format!("CARGO_FEATURE_{feature}")).is_some()
+}
+
+/// Where the protos live; a change of any of them compiles again.
+fn proto_root(seam: &str) -> PathBuf {
+    let root = Path::new("proto");
+    println!("cargo::rerun-if-changed={}", root.join(seam).display());
+    root.to_path_buf()
+}
+
+/// Seam 4: CRI v1 with tonic's client and server.
+fn compile_cri() -> Result<(), Box<dyn Error>> {
+    let root = proto_root("cri");
+    let files = protox::compile(["cri/api.proto"], [&root])?;
+    tonic_prost_build::configure().compile_fds(files)?;
+    Ok(())
+}
