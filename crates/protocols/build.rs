@@ -8,6 +8,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if enabled("CRI") {
         compile_cri()?;
     }
+    if enabled("SHIM") {
+        compile_shim()?;
+    }
     Ok(())
 }
 
@@ -28,5 +31,31 @@ fn compile_cri() -> Result<(), Box<dyn Error>> {
     let root = proto_root("cri");
     let files = protox::compile(["cri/api.proto"], [&root])?;
     tonic_prost_build::configure().compile_fds(files)?;
+    Ok(())
+}
+
+/// Seam 5: shim v2's messages and coracle.io.v1, without services (both ends speak ttrpc in a codec of their own).
+fn compile_shim() -> Result<(), Box<dyn Error>> {
+    let root = proto_root("shim");
+    proto_root("coracle");
+    let names = [
+        "shim/ttrpc.proto",
+        "shim/task.proto",
+        "shim/sandbox.proto",
+        "shim/bootstrap.proto",
+        "shim/events.proto",
+        "shim/forward.proto",
+        "shim/runc_options.proto",
+        "shim/runtime_options.proto",
+        "shim/cgroups_v1.proto",
+        "shim/cgroups_v2.proto",
+        "shim/pod.proto",
+        "coracle/shim.proto",
+    ];
+    let files = protox::compile(names, [&root])?;
+    prost_build::Config::new()
+        .btree_map(["."])
+        .include_file("shim_packages.rs")
+        .compile_fds(files)?;
     Ok(())
 }

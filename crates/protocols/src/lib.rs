@@ -4,3 +4,8 @@
 
 #[cfg(feature = "cri")]
 pub mod cri;
+
+#[cfg(feature = "shim")]
+pub mod shim;
+#[cfg(feature = "shim")]
+pub mod ttrpc;
