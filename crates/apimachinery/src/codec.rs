@@ -1,0 +1,3 @@
+//! Encodings of objects: protobuf, JSON and YAML.
+
+pub mod protobuf;
