@@ -1,0 +1,70 @@
+//! Descriptors over unix sockets (`SCM_RIGHTS`).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
+    sendmsg,
+};
+
+/// The most descriptors that come with one message; what is beyond is closed by the kernel.
+pub const DESCRIPTORS_MAX: usize = 4;
+
+/// Sends bytes, and with the first of them the descriptors. Answers how many bytes went.
+///
+/// # Errors
+/// `sendmsg(2)`'s; `InvalidInput` for more than [`DESCRIPTORS_MAX`].
+pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one message"));
+    }
+    Ok(rustix::io::retry_on_intr(|| sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL))?)
+}
+
+/// Receives bytes, and what descriptors came with them (closed on exec). 0 bytes: the end.
+///
+/// # Errors
+/// `recvmsg(2)`'s.
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = rustix::io::retry_on_intr(|| {
+        recvmsg(&socket, &mut [IoSliceMut::new(&mut *buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut fds = Vec::new();
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            fds.extend(rights);
+        }
+    }
+    Ok((message.bytes, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_descriptor_goes_across() {
+        let (left, right) = UnixStream::pair().expect("pair");
+        let (mut reader, writer) = std::io::pipe().expect("pipe");
+        assert_eq!(send(&left, b"x", &[writer.as_fd()]).expect("sent"), 1);
+        drop(writer);
+        let mut buffer = [0; 8];
+        let (bytes, fds) = receive(&right, &mut buffer).expect("received");
+        assert_eq!((bytes, fds.len()), (1, 1));
+        crate::pipes::write(&fds[0], b"hello").expect("room");
+        drop(fds);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("utf-8");
+        assert_eq!(text, "hello");
+        drop(left);
+        assert_eq!(receive(&right, &mut buffer).expect("end").0, 0);
+    }
+}
