@@ -39,13 +39,9 @@ pub fn protect() -> Result<()> {
     let tree = mount::clone_tree(None, Path::new("/proc/self/exe"), false)?;
     let change = mount::AttributeChange { set: mount::attr::RDONLY, ..Default::default() };
     mount::set_attributes(tree.as_fd(), change, false)?;
-    let text = |s: std::ffi::OsString| {
-        s.into_string().map_err(|s| Error::invalid("exec", s.to_string_lossy(), "an argument is not UTF-8"))
-    };
+    let text = |s: std::ffi::OsString| s.into_string().map_err(|s| Error::invalid("exec", s.to_string_lossy(), "an argument is not UTF-8"));
     let args = std::env::args_os().map(text).collect::<Result<Vec<_>>>()?;
-    let env = std::env::vars_os()
-        .map(|(k, v)| Ok(format!("{}={}", text(k)?, text(v)?)))
-        .collect::<Result<Vec<_>>>()?;
+    let env = std::env::vars_os().map(|(k, v)| Ok(format!("{}={}", text(k)?, text(v)?))).collect::<Result<Vec<_>>>()?;
     let args = ExecStrings::new(args.iter().map(String::as_str))?;
     let env = ExecStrings::new(env.iter().map(String::as_str))?;
     Err(exec_fd(tree.as_fd(), &args, &env))

@@ -35,15 +35,7 @@ fn openat2(dir: BorrowedFd<'_>, path: &Path, flags: i32, mode: u32, resolve: u64
     for attempt in 0.. {
         let ret = retry(|| {
             // SAFETY: the string and the struct, with its true size, outlive the call.
-            unsafe {
-                libc::syscall(
-                    libc::SYS_openat2,
-                    dir.as_raw_fd(),
-                    path_c.as_ptr(),
-                    &raw const how,
-                    size_of::<OpenHow>(),
-                )
-            }
+            unsafe { libc::syscall(libc::SYS_openat2, dir.as_raw_fd(), path_c.as_ptr(), &raw const how, size_of::<OpenHow>()) }
         });
         match ret {
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && attempt < AGAIN_MAX => {}
@@ -176,9 +168,7 @@ pub fn make_directory_at(dir: BorrowedFd<'_>, name: &Path, mode: u32) -> Result<
     let name_c = cpath("mkdir", name)?;
     // SAFETY: the string outlives the call.
     match check(unsafe { libc::mkdirat(dir.as_raw_fd(), name_c.as_ptr(), mode) }.into()) {
-        Err(e) if e.raw_os_error() != Some(libc::EEXIST) => {
-            Err(Error::new("mkdir", name.display().to_string(), e))
-        }
+        Err(e) if e.raw_os_error() != Some(libc::EEXIST) => Err(Error::new("mkdir", name.display().to_string(), e)),
         _ => Ok(()),
     }
 }
@@ -192,9 +182,7 @@ pub fn make_link_at(target: &Path, dir: BorrowedFd<'_>, name: &Path) -> Result<(
     let name_c = cpath("symlink", name)?;
     // SAFETY: the strings outlive the call.
     match check(unsafe { libc::symlinkat(target_c.as_ptr(), dir.as_raw_fd(), name_c.as_ptr()) }.into()) {
-        Err(e) if e.raw_os_error() != Some(libc::EEXIST) => {
-            Err(Error::new("symlink", name.display().to_string(), e))
-        }
+        Err(e) if e.raw_os_error() != Some(libc::EEXIST) => Err(Error::new("symlink", name.display().to_string(), e)),
         _ => Ok(()),
     }
 }
@@ -214,14 +202,7 @@ pub enum NodeKind {
 ///
 /// # Errors
 /// The kernel's answer; `EEXIST` when something of that name is there.
-pub fn make_node_at(
-    dir: BorrowedFd<'_>,
-    name: &Path,
-    kind: NodeKind,
-    mode: u32,
-    device: (u32, u32),
-    owner: (u32, u32),
-) -> Result<()> {
+pub fn make_node_at(dir: BorrowedFd<'_>, name: &Path, kind: NodeKind, mode: u32, device: (u32, u32), owner: (u32, u32)) -> Result<()> {
     let object = || name.display().to_string();
     let name_c = cpath("mknod", name)?;
     let format = match kind {
@@ -234,13 +215,10 @@ pub fn make_node_at(
     check(unsafe { libc::mknodat(dir.as_raw_fd(), name_c.as_ptr(), format | mode, number) }.into())
         .map_err(|e| Error::new("mknod", object(), e))?;
     // SAFETY: as above.
-    let ret = unsafe {
-        libc::fchownat(dir.as_raw_fd(), name_c.as_ptr(), owner.0, owner.1, libc::AT_SYMLINK_NOFOLLOW)
-    };
+    let ret = unsafe { libc::fchownat(dir.as_raw_fd(), name_c.as_ptr(), owner.0, owner.1, libc::AT_SYMLINK_NOFOLLOW) };
     check(ret.into()).map_err(|e| Error::new("chown", object(), e))?;
     // SAFETY: as above.
-    check(unsafe { libc::fchmodat(dir.as_raw_fd(), name_c.as_ptr(), mode, 0) }.into())
-        .map_err(|e| Error::new("chmod", object(), e))?;
+    check(unsafe { libc::fchmodat(dir.as_raw_fd(), name_c.as_ptr(), mode, 0) }.into()).map_err(|e| Error::new("chmod", object(), e))?;
     Ok(())
 }
 

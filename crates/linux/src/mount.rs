@@ -13,9 +13,8 @@ use crate::{Error, Result};
 /// `mount(2)`'s flags.
 pub mod flags {
     pub use libc::{
-        MS_BIND, MS_DIRSYNC, MS_I_VERSION, MS_LAZYTIME, MS_MANDLOCK, MS_NOATIME, MS_NODEV, MS_NODIRATIME, MS_NOEXEC,
-        MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_RELATIME, MS_REMOUNT, MS_SHARED, MS_SILENT, MS_SLAVE,
-        MS_STRICTATIME, MS_SYNCHRONOUS, MS_UNBINDABLE,
+        MS_BIND, MS_DIRSYNC, MS_I_VERSION, MS_LAZYTIME, MS_MANDLOCK, MS_NOATIME, MS_NODEV, MS_NODIRATIME, MS_NOEXEC, MS_NOSUID, MS_PRIVATE,
+        MS_RDONLY, MS_REC, MS_RELATIME, MS_REMOUNT, MS_SHARED, MS_SILENT, MS_SLAVE, MS_STRICTATIME, MS_SYNCHRONOUS, MS_UNBINDABLE,
     };
     /// Symbolic links below the mount are not followed (Linux 5.10).
     pub const MS_NOSYMFOLLOW: u64 = 256;
@@ -91,11 +90,8 @@ pub fn bind(source: &Path, target: &Path, recursive: bool) -> Result<()> {
     let source_c = cpath("mount", source)?;
     let target_c = cpath("mount", target)?;
     // SAFETY: the strings outlive the call; a bind mount takes no type and no data.
-    let ret = unsafe {
-        libc::mount(source_c.as_ptr(), target_c.as_ptr(), ptr::null(), libc::MS_BIND | rec, ptr::null())
-    };
-    check(ret.into())
-        .map_err(|e| Error::new("bind mount", format!("{} on {}", source.display(), target.display()), e))?;
+    let ret = unsafe { libc::mount(source_c.as_ptr(), target_c.as_ptr(), ptr::null(), libc::MS_BIND | rec, ptr::null()) };
+    check(ret.into()).map_err(|e| Error::new("bind mount", format!("{} on {}", source.display(), target.display()), e))?;
     Ok(())
 }
 
@@ -210,12 +206,7 @@ impl AttributeChange {
 /// # Errors
 /// The kernel's answer.
 pub fn set_attributes(mount: BorrowedFd<'_>, change: AttributeChange, recursive: bool) -> Result<()> {
-    let attr = MountAttr {
-        attr_set: change.set,
-        attr_clr: change.clear,
-        propagation: change.propagation,
-        userns_fd: 0,
-    };
+    let attr = MountAttr { attr_set: change.set, attr_clr: change.clear, propagation: change.propagation, userns_fd: 0 };
     setattr(mount, &attr, recursive)
 }
 
@@ -233,14 +224,7 @@ fn setattr(mount: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> Result<(
     let flags = libc::AT_EMPTY_PATH as u32 | if recursive { AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a static empty string and the struct, with its true size, outlives the call.
     let ret = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            ptr::from_ref(attr),
-            size_of::<MountAttr>(),
-        )
+        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, ptr::from_ref(attr), size_of::<MountAttr>())
     };
     check(ret).map_err(|e| Error::new("mount_setattr", "", e))?;
     Ok(())

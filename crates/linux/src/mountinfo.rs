@@ -56,9 +56,7 @@ pub fn read_at(path: &Path) -> Result<Vec<Mount>> {
 /// # Errors
 /// When a line is no mount.
 pub fn parse(text: &str) -> Result<Vec<Mount>> {
-    text.lines()
-        .map(|line| parse_line(line).ok_or_else(|| Error::invalid("parse mountinfo", line, "the line is no mount")))
-        .collect()
+    text.lines().map(|line| parse_line(line).ok_or_else(|| Error::invalid("parse mountinfo", line, "the line is no mount"))).collect()
 }
 
 fn parse_line(line: &str) -> Option<Mount> {

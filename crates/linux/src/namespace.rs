@@ -33,8 +33,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 8] =
-        [Self::User, Self::Mount, Self::Pid, Self::Net, Self::Ipc, Self::Uts, Self::Cgroup, Self::Time];
+    pub const ALL: [Self; 8] = [Self::User, Self::Mount, Self::Pid, Self::Net, Self::Ipc, Self::Uts, Self::Cgroup, Self::Time];
 
     /// The `CLONE_NEW*` flag.
     pub const fn flag(self) -> u64 {
@@ -180,9 +179,7 @@ pub fn pin(pid: i32, kind: Kind, target: &Path) -> Result<()> {
 pub fn unpin(target: &Path) -> Result<()> {
     crate::mount::unmount_all(target, true)?;
     match std::fs::remove_file(target) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::new("remove", target.display().to_string(), e))
-        }
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::new("remove", target.display().to_string(), e)),
         _ => Ok(()),
     }
 }

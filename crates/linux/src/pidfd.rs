@@ -22,9 +22,7 @@ pub fn open(pid: i32) -> Result<OwnedFd> {
 /// `ESRCH` when it has been reaped.
 pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     // SAFETY: the info pointer may be null, then the kernel fills it as kill(2) does.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
-    };
+    let ret = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0) };
     check(ret).map_err(|e| Error::new("send signal", signal.to_string(), e))?;
     Ok(())
 }
@@ -86,8 +84,7 @@ const P_PIDFD: libc::idtype_t = 3;
 /// # Errors
 /// `ECHILD` when it is not a child of this process or has been reaped.
 pub fn wait(pidfd: BorrowedFd<'_>, block: bool, keep: bool) -> Result<Option<Exit>> {
-    let flags =
-        libc::WEXITED | if block { 0 } else { libc::WNOHANG } | if keep { libc::WNOWAIT } else { 0 };
+    let flags = libc::WEXITED | if block { 0 } else { libc::WNOHANG } | if keep { libc::WNOWAIT } else { 0 };
     // SAFETY: a zeroed siginfo_t is valid, and the pointer to it outlives the call.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: as above.

@@ -82,9 +82,8 @@ pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, bytes: usize) -> io::Result
 /// `splice(2)`'s; `UnexpectedEof` if fewer were there.
 pub fn discard(from: BorrowedFd<'_>, sink: &File, mut bytes: usize) -> io::Result<()> {
     while bytes > 0 {
-        let moved = rustix::io::retry_on_intr(|| {
-            rustix::pipe::splice(from, None, sink, None, bytes, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)
-        })?;
+        let moved =
+            rustix::io::retry_on_intr(|| rustix::pipe::splice(from, None, sink, None, bytes, SpliceFlags::NONBLOCK | SpliceFlags::MOVE))?;
         if moved == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -149,9 +148,6 @@ mod tests {
 
     #[test]
     fn only_fifos_open() {
-        assert_eq!(
-            open_fifo(Path::new("/dev/null"), Access::Both).expect_err("refused").kind(),
-            io::ErrorKind::InvalidInput
-        );
+        assert_eq!(open_fifo(Path::new("/dev/null"), Access::Both).expect_err("refused").kind(), io::ErrorKind::InvalidInput);
     }
 }

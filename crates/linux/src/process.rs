@@ -251,8 +251,7 @@ pub fn join_session_keyring(name: &str) -> Result<()> {
 /// The kernel's answer.
 pub fn set_personality(persona: u64) -> Result<()> {
     // SAFETY: only an integer is passed.
-    check(unsafe { libc::personality(persona) }.into())
-        .map_err(|e| Error::new("personality", format!("{persona:#x}"), e))?;
+    check(unsafe { libc::personality(persona) }.into()).map_err(|e| Error::new("personality", format!("{persona:#x}"), e))?;
     Ok(())
 }
 
@@ -276,8 +275,7 @@ pub fn close_from(first: u32, on_exec_only: bool) -> Result<()> {
 /// The kernel's answer.
 pub fn duplicate_onto(fd: BorrowedFd<'_>, number: i32) -> Result<()> {
     // SAFETY: only integers are passed; the numbers used are the standard streams.
-    retry(|| unsafe { libc::dup2(fd.as_raw_fd(), number) }.into())
-        .map_err(|e| Error::new("dup2", number.to_string(), e))?;
+    retry(|| unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map_err(|e| Error::new("dup2", number.to_string(), e))?;
     Ok(())
 }
 
@@ -317,16 +315,7 @@ pub fn exec(path: &Path, args: &ExecStrings, env: &ExecStrings) -> Error {
 pub fn exec_fd(fd: BorrowedFd<'_>, args: &ExecStrings, env: &ExecStrings) -> Error {
     let (argv, envp) = (args.pointers(), env.pointers());
     // SAFETY: both arrays end with null and point to strings that outlive the call; the path is empty and static.
-    unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            argv.as_ptr(),
-            envp.as_ptr(),
-            libc::AT_EMPTY_PATH,
-        )
-    };
+    unsafe { libc::syscall(libc::SYS_execveat, fd.as_raw_fd(), c"".as_ptr(), argv.as_ptr(), envp.as_ptr(), libc::AT_EMPTY_PATH) };
     Error::last("exec", format!("descriptor {}", fd.as_raw_fd()))
 }
 
@@ -423,8 +412,8 @@ pub fn set_oom_score_adj(pid: i32, value: i32) -> Result<i32> {
 pub fn reap_any() -> Result<Option<(i32, crate::pidfd::Exit)>> {
     let mut status = 0;
     // SAFETY: the pointer to the status outlives the call.
-    let pid = retry(|| unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) }.into())
-        .map_err(|e| Error::new("waitpid", "any child", e))?;
+    let pid =
+        retry(|| unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) }.into()).map_err(|e| Error::new("waitpid", "any child", e))?;
     if pid == 0 {
         return Ok(None);
     }

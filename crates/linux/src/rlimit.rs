@@ -44,9 +44,7 @@ pub struct Limit {
 pub fn get(number: u32) -> Result<Limit> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer outlives the call; no new limit is given.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_prlimit64, 0, number, std::ptr::null::<libc::rlimit64>(), &raw mut limit)
-    };
+    let ret = unsafe { libc::syscall(libc::SYS_prlimit64, 0, number, std::ptr::null::<libc::rlimit64>(), &raw mut limit) };
     check(ret).map_err(|e| Error::new("get rlimit type", number.to_string(), e))?;
     Ok(Limit { soft: limit.rlim_cur, hard: limit.rlim_max })
 }
@@ -58,9 +56,7 @@ pub fn get(number: u32) -> Result<Limit> {
 pub fn set(pid: i32, number: u32, limit: Limit) -> Result<()> {
     let limit = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
     // SAFETY: the pointer outlives the call; the old limit is not asked for.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_prlimit64, pid, number, &raw const limit, std::ptr::null::<libc::rlimit64>())
-    };
+    let ret = unsafe { libc::syscall(libc::SYS_prlimit64, pid, number, &raw const limit, std::ptr::null::<libc::rlimit64>()) };
     check(ret).map_err(|e| Error::new("set rlimit type", number.to_string(), e))?;
     Ok(())
 }

@@ -32,8 +32,7 @@ pub const INSTRUCTIONS_MAX: usize = 4096;
 /// # Errors
 /// The kernel's answer.
 pub fn load(filter: &[Instruction], flags: u64) -> Result<Option<OwnedFd>> {
-    let program =
-        libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast::<libc::sock_filter>().cast_mut() };
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast::<libc::sock_filter>().cast_mut() };
     // SAFETY: Instruction has the layout of sock_filter, the count is given, and both outlive the call, which only
     // reads them.
     let ret = unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) };

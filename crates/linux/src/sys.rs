@@ -35,8 +35,7 @@ pub(crate) fn own(raw: libc::c_long) -> OwnedFd {
 /// # Errors
 /// When the path has a NUL byte within.
 pub(crate) fn cpath(call: &'static str, path: &Path) -> Result<CString> {
-    CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| Error::invalid(call, path.display().to_string(), "the path has a NUL byte"))
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::invalid(call, path.display().to_string(), "the path has a NUL byte"))
 }
 
 /// A string for the kernel.

@@ -15,7 +15,13 @@ pub fn path(name: &str) -> Result<PathBuf> {
     let relative: String = if slashed {
         name.to_owned()
     } else {
-        name.chars().map(|c| match c { '.' => '/', '/' => '.', other => other }).collect()
+        name.chars()
+            .map(|c| match c {
+                '.' => '/',
+                '/' => '.',
+                other => other,
+            })
+            .collect()
     };
     if relative.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
         return Err(Error::invalid("set sysctl", name, "it is not the name of a setting"));

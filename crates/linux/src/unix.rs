@@ -68,8 +68,7 @@ pub fn listen(kind: Kind, path: &Path, backlog: i32) -> Result<OwnedFd> {
     check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) }.into())
         .map_err(|e| Error::new("bind socket", path.display().to_string(), e))?;
     // SAFETY: only integers are passed.
-    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) }.into())
-        .map_err(|e| Error::new("listen", path.display().to_string(), e))?;
+    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) }.into()).map_err(|e| Error::new("listen", path.display().to_string(), e))?;
     Ok(fd)
 }
 
@@ -79,12 +78,9 @@ pub fn listen(kind: Kind, path: &Path, backlog: i32) -> Result<OwnedFd> {
 /// The kernel's answer.
 pub fn accept(listener: BorrowedFd<'_>) -> Result<OwnedFd> {
     // SAFETY: the peer's address is not asked for.
-    retry(|| {
-        unsafe { libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC) }
-            .into()
-    })
-    .map(own)
-    .map_err(|e| Error::new("accept", "", e))
+    retry(|| unsafe { libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC) }.into())
+        .map(own)
+        .map_err(|e| Error::new("accept", "", e))
 }
 
 /// A socket connected to the listener at `path`.
@@ -160,9 +156,8 @@ pub fn receive(socket: BorrowedFd<'_>, length_max: usize) -> Result<(Vec<u8>, Ve
         message.msg_iovlen = 1;
         message.msg_control = (&raw mut control).cast();
         message.msg_controllen = CONTROL_BYTES as _;
-        let length =
-            retry(|| libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) as libc::c_long)
-                .map_err(|e| Error::new("recvmsg", "", e))?;
+        let length = retry(|| libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) as libc::c_long)
+            .map_err(|e| Error::new("recvmsg", "", e))?;
         let mut header = libc::CMSG_FIRSTHDR(&message);
         while !header.is_null() {
             if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {

@@ -54,19 +54,11 @@ impl Access {
     }
 
     fn with(self, other: Self) -> Self {
-        Self {
-            read: self.read || other.read,
-            write: self.write || other.write,
-            mknod: self.mknod || other.mknod,
-        }
+        Self { read: self.read || other.read, write: self.write || other.write, mknod: self.mknod || other.mknod }
     }
 
     fn without(self, other: Self) -> Self {
-        Self {
-            read: self.read && !other.read,
-            write: self.write && !other.write,
-            mknod: self.mknod && !other.mknod,
-        }
+        Self { read: self.read && !other.read, write: self.write && !other.write, mknod: self.mknod && !other.mknod }
     }
 }
 
@@ -144,11 +136,8 @@ impl Rules {
 
     /// The lines for v1: file and value.
     pub fn v1_lines(&self) -> Vec<(&'static str, String)> {
-        let (default, exception) = if self.allow_by_default {
-            ("devices.allow", "devices.deny")
-        } else {
-            ("devices.deny", "devices.allow")
-        };
+        let (default, exception) =
+            if self.allow_by_default { ("devices.allow", "devices.deny") } else { ("devices.deny", "devices.allow") };
         let number = |n: Option<u32>| n.map_or("*".to_owned(), |n| n.to_string());
         let mut lines = vec![(default, "a".to_owned())];
         lines.extend(self.exceptions.iter().map(|((kind, major, minor), access)| {
@@ -246,8 +235,7 @@ mod tests {
     #[test]
     fn reduced_to_a_default_and_exceptions() {
         let lines: Vec<String> = rules().v1_lines().into_iter().map(|(f, v)| format!("{f} {v}")).collect();
-        let expected =
-            ["devices.deny a", "devices.allow b 8:* r", "devices.allow c *:* m", "devices.allow c 1:3 rwm"];
+        let expected = ["devices.deny a", "devices.allow b 8:* r", "devices.allow c *:* m", "devices.allow c 1:3 rwm"];
         assert_eq!(lines, expected);
         assert!(rules().add(false, (Kind::Block, Some(8), Some(1)), Access::ALL).is_err());
         let mut all = rules();

@@ -109,8 +109,7 @@ impl Host {
 
 /// The controllers in a v1 mount's superblock options.
 fn controllers_of(options: &str) -> Vec<String> {
-    const OTHERS: [&str; 9] =
-        ["rw", "ro", "clone_children", "noprefix", "xattr", "cpuset_v2_mode", "none", "favordynmods", "seclabel"];
+    const OTHERS: [&str; 9] = ["rw", "ro", "clone_children", "noprefix", "xattr", "cpuset_v2_mode", "none", "favordynmods", "seclabel"];
     options
         .split(',')
         .filter(|option| !OTHERS.contains(option) && (!option.contains('=') || option.starts_with("name=")))
@@ -233,10 +232,7 @@ impl Cgroup {
     /// When a directory is missing.
     pub fn entries(&self) -> Result<Vec<OwnedFd>> {
         let name = if self.is_v2() { "cgroup.procs" } else { "tasks" };
-        self.directories()
-            .iter()
-            .map(|(_, dir)| crate::fs::open_plain(&dir.join(name), libc::O_WRONLY))
-            .collect()
+        self.directories().iter().map(|(_, dir)| crate::fs::open_plain(&dir.join(name), libc::O_WRONLY)).collect()
     }
 
     /// Puts the process `pid` into the group. For oneself, [`enter`] is fifty times cheaper on v1.

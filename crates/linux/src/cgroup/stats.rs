@@ -177,10 +177,7 @@ fn v1_io(line: &str, counts_operations: bool) -> Option<IoEntry> {
 
 fn pids(dir: &Path) -> Result<PidsStats> {
     let limit = number(&dir.join("pids.max"))?.unwrap_or(0);
-    Ok(PidsStats {
-        current: number(&dir.join("pids.current"))?.unwrap_or(0),
-        limit: if limit == u64::MAX { 0 } else { limit },
-    })
+    Ok(PidsStats { current: number(&dir.join("pids.current"))?.unwrap_or(0), limit: if limit == u64::MAX { 0 } else { limit } })
 }
 
 pub(super) fn read_v2(dir: &Path) -> Result<Stats> {

@@ -113,9 +113,9 @@ fn memory(resources: &Resources, add: &mut impl FnMut(&'static str, &str, String
         Some(swap) if swap < 0 => add("memory", "memory.swap.max", "max".to_owned()),
         Some(swap) => {
             // v1 counts memory and swap together, v2 apart.
-            let limit = limit.filter(|v| *v > 0).ok_or_else(|| {
-                Error::invalid("limit swap", swap.to_string(), "a limit of swap needs a limit of memory")
-            })?;
+            let limit = limit
+                .filter(|v| *v > 0)
+                .ok_or_else(|| Error::invalid("limit swap", swap.to_string(), "a limit of swap needs a limit of memory"))?;
             if swap < limit {
                 return Err(Error::invalid("limit swap", swap.to_string(), "it is lower than the limit of memory"));
             }
