@@ -45,17 +45,10 @@ const RECV_BUFFER_BYTES: usize = 64 * 1024;
 pub enum Error {
     /// The socket itself failed (no permission, no memory, lost messages).
     #[error("failed to {act} on a netlink socket")]
-    Socket {
-        act: &'static str,
-        source: io::Error,
-    },
+    Socket { act: &'static str, source: io::Error },
     /// The kernel refused a request; `detail` is its own text where it gave one.
     #[error("kernel refused to {act}{}", detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default())]
-    Refused {
-        act: String,
-        detail: Option<String>,
-        source: io::Error,
-    },
+    Refused { act: String, detail: Option<String>, source: io::Error },
     /// A reply that is shorter than its own lengths say, or that never ends.
     #[error("malformed netlink reply: {what}")]
     Malformed { what: &'static str },
@@ -78,10 +71,7 @@ impl Error {
 
     /// Whether the kernel said that the object does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(
-            self.errno(),
-            Some(libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::EADDRNOTAVAIL)
-        )
+        matches!(self.errno(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::EADDRNOTAVAIL))
     }
 
     /// Whether the kernel said that the object exists already.
@@ -127,8 +117,7 @@ impl Batch {
         let seq = self.acts.len() as u32;
         self.bytes.extend_from_slice(&0u32.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes
-            .extend_from_slice(&(flags | F_REQUEST).to_ne_bytes());
+        self.bytes.extend_from_slice(&(flags | F_REQUEST).to_ne_bytes());
         self.bytes.extend_from_slice(&seq.to_ne_bytes());
         self.bytes.extend_from_slice(&0u32.to_ne_bytes());
         self
@@ -174,8 +163,7 @@ impl Batch {
     pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0, 0]);
-        self.bytes
-            .extend_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
+        self.bytes.extend_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
         fill(self);
         match u16::try_from(self.bytes.len() - start) {
             Ok(len) => self.bytes[start..start + 2].copy_from_slice(&len.to_ne_bytes()),
@@ -201,25 +189,18 @@ impl Batch {
     pub fn encode(&mut self) -> Result<&[u8], Error> {
         self.finish();
         if self.too_large {
-            return Err(Error::TooLarge {
-                act: self.summary(),
-            });
+            return Err(Error::TooLarge { act: self.summary() });
         }
         Ok(&self.bytes)
     }
 
     fn summary(&self) -> String {
-        self.acts
-            .last()
-            .map(|(act, _)| act.clone())
-            .unwrap_or_default()
+        self.acts.last().map(|(act, _)| act.clone()).unwrap_or_default()
     }
 
     fn act(&self, seq: u32) -> String {
         let index = (seq as usize).wrapping_sub(1);
-        self.acts
-            .get(index)
-            .map_or_else(|| self.summary(), |(act, _)| act.clone())
+        self.acts.get(index).map_or_else(|| self.summary(), |(act, _)| act.clone())
     }
 }
 
@@ -258,27 +239,13 @@ impl Socket {
             Family::Route => None,
             Family::Netfilter => Some(rustix::net::netlink::NETFILTER),
         };
-        let fd = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            protocol,
-        )
-        .map_err(|e| Error::Socket {
-            act: "open",
-            source: e.into(),
-        })?;
-        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0)).map_err(|e| Error::Socket {
-            act: "bind",
-            source: e.into(),
-        })?;
+        let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
+            .map_err(|e| Error::Socket { act: "open", source: e.into() })?;
+        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0)).map_err(|e| Error::Socket { act: "bind", source: e.into() })?;
         for option in [NETLINK_CAP_ACK, NETLINK_EXT_ACK] {
             set_netlink_option(&fd, option);
         }
-        Ok(Self {
-            fd,
-            buffer: vec![0; RECV_BUFFER_BYTES],
-        })
+        Ok(Self { fd, buffer: vec![0; RECV_BUFFER_BYTES] })
     }
 
     /// Sends all messages of `batch` and reads what the kernel says to each.
@@ -305,22 +272,14 @@ impl Socket {
                     *slot = true;
                 }
                 if let Some((source, detail)) = refusal(&message)? {
-                    first.get_or_insert(Error::Refused {
-                        act: batch.act(message.seq),
-                        detail,
-                        source,
-                    });
+                    first.get_or_insert(Error::Refused { act: batch.act(message.seq), detail, source });
                 }
             }
         }
         if let Some(error) = first {
             return Err(error);
         }
-        let missing = batch
-            .acts
-            .iter()
-            .zip(&acknowledged)
-            .find(|((_, ack), seen)| *ack && !**seen);
+        let missing = batch.acts.iter().zip(&acknowledged).find(|((_, ack), seen)| *ack && !**seen);
         match missing {
             Some(((act, _), _)) => Err(Error::NoAnswer { act: act.clone() }),
             None => Ok(()),
@@ -346,23 +305,14 @@ impl Socket {
                     NLMSG_ERROR => {
                         return match refusal(&message)? {
                             None => Ok(replies),
-                            Some((source, detail)) => Err(Error::Refused {
-                                act: batch.act(message.seq),
-                                detail,
-                                source,
-                            }),
+                            Some((source, detail)) => Err(Error::Refused { act: batch.act(message.seq), detail, source }),
                         };
                     }
-                    kind => replies.push(Reply {
-                        kind,
-                        payload: message.payload.to_vec(),
-                    }),
+                    kind => replies.push(Reply { kind, payload: message.payload.to_vec() }),
                 }
             }
         }
-        Err(Error::Malformed {
-            what: "endless dump",
-        })
+        Err(Error::Malformed { what: "endless dump" })
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), Error> {
@@ -373,10 +323,7 @@ impl Socket {
                 Ok(_) => return Err(Error::Malformed { what: "short send" }),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(e) => {
-                    return Err(Error::Socket {
-                        act: "send",
-                        source: e.into(),
-                    });
+                    return Err(Error::Socket { act: "send", source: e.into() });
                 }
             }
         }
@@ -390,10 +337,7 @@ impl Socket {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Ok(None),
                 Err(e) => {
-                    return Err(Error::Socket {
-                        act: "receive",
-                        source: e.into(),
-                    });
+                    return Err(Error::Socket { act: "receive", source: e.into() });
                 }
             }
         }
@@ -405,13 +349,7 @@ fn set_netlink_option(fd: &OwnedFd, option: libc::c_int) {
     // SAFETY: the fd is open, and the value pointer and length describe one live c_int. A kernel that does not know the option
     // only leaves out its text or truncation, so the result is not needed.
     let _ = unsafe {
-        libc::setsockopt(
-            fd.as_fd().as_raw_fd(),
-            SOL_NETLINK,
-            option,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
+        libc::setsockopt(fd.as_fd().as_raw_fd(), SOL_NETLINK, option, (&raw const on).cast(), size_of::<libc::c_int>() as libc::socklen_t)
     };
 }
 
@@ -436,26 +374,17 @@ impl<'a> Iterator for Messages<'a> {
         let len = u32_at(bytes, 0) as usize;
         if len < HEADER_LEN || len > bytes.len() {
             self.0 = &[];
-            return Some(Err(Error::Malformed {
-                what: "message length",
-            }));
+            return Some(Err(Error::Malformed { what: "message length" }));
         }
         self.0 = bytes.get(align(len)..).unwrap_or(&[]);
-        Some(Ok(RawMessage {
-            kind: u16_at(bytes, 4),
-            flags: u16_at(bytes, 6),
-            seq: u32_at(bytes, 8),
-            payload: &bytes[HEADER_LEN..len],
-        }))
+        Some(Ok(RawMessage { kind: u16_at(bytes, 4), flags: u16_at(bytes, 6), seq: u32_at(bytes, 8), payload: &bytes[HEADER_LEN..len] }))
     }
 }
 
 /// The errno and the kernel's text of an `NLMSG_ERROR`, or `None` for an acknowledgement.
 fn refusal(message: &RawMessage<'_>) -> Result<Option<(io::Error, Option<String>)>, Error> {
     if message.payload.len() < 4 {
-        return Err(Error::Malformed {
-            what: "error message",
-        });
+        return Err(Error::Malformed { what: "error message" });
     }
     let code = u32_at(message.payload, 0) as i32;
     if code == 0 {
@@ -464,20 +393,13 @@ fn refusal(message: &RawMessage<'_>) -> Result<Option<(io::Error, Option<String>
     let mut detail = None;
     if message.flags & NLM_F_ACK_TLVS != 0 && message.payload.len() >= 4 + HEADER_LEN {
         // Behind the errno stands the header of the request, and its payload too unless the reply is capped.
-        let original = if message.flags & NLM_F_CAPPED != 0 {
-            HEADER_LEN
-        } else {
-            u32_at(message.payload, 4) as usize
-        };
+        let original = if message.flags & NLM_F_CAPPED != 0 { HEADER_LEN } else { u32_at(message.payload, 4) as usize };
         let rest = message.payload.get(4 + align(original)..).unwrap_or(&[]);
         detail = Attrs(rest)
             .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
             .map(|(_, value)| String::from_utf8_lossy(trim_nul(value)).into_owned());
     }
-    Ok(Some((
-        io::Error::from_raw_os_error(code.saturating_neg()),
-        detail,
-    )))
+    Ok(Some((io::Error::from_raw_os_error(code.saturating_neg()), detail)))
 }
 
 /// The attributes in a byte slice, as (type without flag bits, value). Ends at the first attribute that does not fit.
@@ -504,10 +426,7 @@ impl<'a> Iterator for Attrs<'a> {
 
 /// Cuts a C string at its first NUL.
 pub fn trim_nul(bytes: &[u8]) -> &[u8] {
-    bytes
-        .iter()
-        .position(|b| *b == 0)
-        .map_or(bytes, |end| &bytes[..end])
+    bytes.iter().position(|b| *b == 0).map_or(bytes, |end| &bytes[..end])
 }
 
 fn align(len: usize) -> usize {
@@ -538,10 +457,7 @@ mod tests {
         let attrs: Vec<_> = Attrs(message.payload).collect();
         assert_eq!(attrs[0], (3, &b"lo\0"[..]));
         let inner: Vec<_> = Attrs(attrs[1].1).collect();
-        assert_eq!(
-            inner,
-            vec![(1, &b"veth\0"[..]), (2, &7u32.to_ne_bytes()[..])]
-        );
+        assert_eq!(inner, vec![(1, &b"veth\0"[..]), (2, &7u32.to_ne_bytes()[..])]);
     }
 
     #[test]
@@ -550,18 +466,14 @@ mod tests {
         batch.begin(16, F_ACK, "test").attr_str(3, "eth0");
         let bytes = batch.encode().unwrap().to_vec();
         for cut in 0..bytes.len() {
-            let _ = Messages(&bytes[..cut])
-                .map(|m| m.map(|m| Attrs(m.payload).count()))
-                .count();
+            let _ = Messages(&bytes[..cut]).map(|m| m.map(|m| Attrs(m.payload).count())).count();
         }
     }
 
     #[test]
     fn oversized_attributes_are_an_error() {
         let mut batch = Batch::new();
-        batch
-            .begin(16, 0, "carry too much")
-            .attr(1, &vec![0; 70_000]);
+        batch.begin(16, 0, "carry too much").attr(1, &vec![0; 70_000]);
         assert!(matches!(batch.encode(), Err(Error::TooLarge { .. })));
     }
 }

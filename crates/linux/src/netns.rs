@@ -47,11 +47,7 @@ pub fn create(path: &Path) -> Result<(), Error> {
     });
     pinned.map_err(|source| {
         let _ = std::fs::remove_file(path);
-        Error {
-            act: "pin",
-            path: path.to_owned(),
-            source,
-        }
+        Error { act: "pin", path: path.to_owned(), source }
     })
 }
 
@@ -66,11 +62,7 @@ pub fn remove(path: &Path) -> Result<(), Error> {
             Ok(()) => {}
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => break,
             Err(e) => {
-                return Err(Error {
-                    act: "unmount",
-                    path: path.to_owned(),
-                    source: e.into(),
-                });
+                return Err(Error { act: "unmount", path: path.to_owned(), source: e.into() });
             }
         }
     }
@@ -98,17 +90,11 @@ pub fn within<T: Send>(path: &Path, visit: impl FnOnce() -> T + Send) -> Result<
             .name("netns".into())
             .stack_size(256 * 1024)
             .spawn_scoped(scope, || -> io::Result<T> {
-                rustix::thread::move_into_link_name_space(
-                    namespace.as_fd(),
-                    Some(LinkNameSpaceType::Network),
-                )?;
+                rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
                 Ok(visit())
             })
             .map_err(fail("start a thread for", path))?;
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("thread panicked")))
-            .map_err(fail("enter", path))
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("thread panicked"))).map_err(fail("enter", path))
     })
 }
 
@@ -122,13 +108,10 @@ pub fn in_private<T: Send>(visit: impl FnOnce() -> T + Send) -> io::Result<T> {
         let thread = scope.spawn(|| -> io::Result<T> {
             // SAFETY: CLONE_NEWNS unshares the working directory with it, but no descriptor table (FILES is not asked for).
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }?;
-            let private = rustix::mount::MountPropagationFlags::PRIVATE
-                | rustix::mount::MountPropagationFlags::REC;
+            let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
             rustix::mount::mount_change("/", private)?;
             Ok(visit())
         });
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("thread panicked")))
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("thread panicked")))
     })
 }

@@ -4,9 +4,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::netlink::{
-    Attrs, Batch, Error, F_ACK, F_APPEND, F_CREATE, F_DUMP, Family, Socket, trim_nul,
-};
+use crate::netlink::{Attrs, Batch, Error, F_ACK, F_APPEND, F_CREATE, F_DUMP, Family, Socket, trim_nul};
 
 const SUBSYS_NFTABLES: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
@@ -145,11 +143,7 @@ pub enum Expr {
     /// `register = register & mask`, in place.
     Mask { register: u32, mask: Vec<u8> },
     /// Goes on only if the key is in the set; a map's value is loaded into `to`.
-    Lookup {
-        set: String,
-        from: u32,
-        to: Option<u32>,
-    },
+    Lookup { set: String, from: u32, to: Option<u32> },
     /// Destination NAT to the address and port in two registers.
     Dnat { address: u32, port: u32 },
     /// Source NAT to the outgoing interface's address.
@@ -162,25 +156,12 @@ pub enum Expr {
 
 /// The expressions that match an IPv4 address field (`offset` 12 source, 16 destination) against a network.
 pub fn match_network(offset: u32, network: Ipv4Addr, prefix_len: u8, equal: bool) -> Vec<Expr> {
-    let mask = u32::MAX
-        .checked_shl(32 - u32::from(prefix_len))
-        .unwrap_or(0);
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len)).unwrap_or(0);
     let bytes = (u32::from(network) & mask).to_be_bytes().to_vec();
     vec![
-        Expr::Network {
-            offset,
-            len: 4,
-            to: REG_0,
-        },
-        Expr::Mask {
-            register: REG_0,
-            mask: mask.to_be_bytes().to_vec(),
-        },
-        if equal {
-            Expr::Equal { from: REG_0, bytes }
-        } else {
-            Expr::NotEqual { from: REG_0, bytes }
-        },
+        Expr::Network { offset, len: 4, to: REG_0 },
+        Expr::Mask { register: REG_0, mask: mask.to_be_bytes().to_vec() },
+        if equal { Expr::Equal { from: REG_0, bytes } } else { Expr::NotEqual { from: REG_0, bytes } },
     ]
 }
 
@@ -204,37 +185,26 @@ impl Transaction {
     /// Begins a transaction on `table`.
     pub fn new(family: TableFamily, table: &str) -> Self {
         let mut batch = Batch::new();
-        batch
-            .begin(BATCH_BEGIN, 0, "begin an nftables transaction")
-            .put(&nfgen(0, SUBSYS_NFTABLES));
-        Self {
-            batch,
-            family,
-            table: table.to_owned(),
-            sets: 0,
-        }
+        batch.begin(BATCH_BEGIN, 0, "begin an nftables transaction").put(&nfgen(0, SUBSYS_NFTABLES));
+        Self { batch, family, table: table.to_owned(), sets: 0 }
     }
 
     fn begin(&mut self, kind: u16, flags: u16, act: String) -> &mut Batch {
         let header = nfgen(self.family as u8, 0);
-        self.batch
-            .begin(SUBSYS_NFTABLES << 8 | kind, flags, act)
-            .put(&header)
+        self.batch.begin(SUBSYS_NFTABLES << 8 | kind, flags, act).put(&header)
     }
 
     /// Makes the table if it is not there.
     pub fn add_table(&mut self) -> &mut Self {
         let table = &self.table.clone();
-        self.begin(NEWTABLE, F_CREATE, format!("add nftables table {table}"))
-            .attr_str(TABLE_NAME, table);
+        self.begin(NEWTABLE, F_CREATE, format!("add nftables table {table}")).attr_str(TABLE_NAME, table);
         self
     }
 
     /// Deletes the table and all in it; it must be there (put [`Self::add_table`] before it to be sure).
     pub fn delete_table(&mut self) -> &mut Self {
         let table = &self.table.clone();
-        self.begin(DELTABLE, 0, format!("delete nftables table {table}"))
-            .attr_str(TABLE_NAME, table);
+        self.begin(DELTABLE, 0, format!("delete nftables table {table}")).attr_str(TABLE_NAME, table);
         self
     }
 
@@ -242,17 +212,12 @@ impl Transaction {
     pub fn add_chain(&mut self, name: &str, base: Option<BaseChain>) -> &mut Self {
         let table = &self.table.clone();
         let batch = self.begin(NEWCHAIN, F_CREATE, format!("add nftables chain {name}"));
-        batch
-            .attr_str(CHAIN_TABLE, table)
-            .attr_str(CHAIN_NAME, name);
+        batch.attr_str(CHAIN_TABLE, table).attr_str(CHAIN_NAME, name);
         if let Some(base) = base {
             batch.nest(CHAIN_HOOK, |b| {
-                b.attr_be32(HOOK_NUM, base.hook as u32)
-                    .attr_be32(HOOK_PRIORITY, base.priority as u32);
+                b.attr_be32(HOOK_NUM, base.hook as u32).attr_be32(HOOK_PRIORITY, base.priority as u32);
             });
-            batch
-                .attr_be32(CHAIN_POLICY, 1)
-                .attr_str(CHAIN_TYPE, base.kind);
+            batch.attr_be32(CHAIN_POLICY, 1).attr_str(CHAIN_TYPE, base.kind);
         }
         self
     }
@@ -265,20 +230,11 @@ impl Transaction {
         batch
             .attr_str(SET_TABLE, table)
             .attr_str(SET_NAME, set.name)
-            .attr_be32(
-                SET_FLAGS,
-                if set.value.is_empty() {
-                    0
-                } else {
-                    SET_FLAG_MAP
-                },
-            )
+            .attr_be32(SET_FLAGS, if set.value.is_empty() { 0 } else { SET_FLAG_MAP })
             .attr_be32(SET_KEY_TYPE, concatenated(set.key))
             .attr_be32(SET_KEY_LEN, 4 * set.key.len() as u32);
         if !set.value.is_empty() {
-            batch
-                .attr_be32(SET_DATA_TYPE, concatenated(set.value))
-                .attr_be32(SET_DATA_LEN, 4 * set.value.len() as u32);
+            batch.attr_be32(SET_DATA_TYPE, concatenated(set.value)).attr_be32(SET_DATA_LEN, 4 * set.value.len() as u32);
         }
         batch.attr_be32(SET_ID, id);
         self
@@ -287,18 +243,14 @@ impl Transaction {
     /// Appends a rule to a chain.
     pub fn add_rule(&mut self, chain: &str, exprs: &[Expr]) -> &mut Self {
         let table = &self.table.clone();
-        self.begin(
-            NEWRULE,
-            F_CREATE | F_APPEND,
-            format!("add a rule to nftables chain {chain}"),
-        )
-        .attr_str(RULE_TABLE, table)
-        .attr_str(RULE_CHAIN, chain)
-        .nest(RULE_EXPRESSIONS, |b| {
-            for expr in exprs {
-                b.nest(LIST_ELEM, |b| put_expr(b, expr));
-            }
-        });
+        self.begin(NEWRULE, F_CREATE | F_APPEND, format!("add a rule to nftables chain {chain}"))
+            .attr_str(RULE_TABLE, table)
+            .attr_str(RULE_CHAIN, chain)
+            .nest(RULE_EXPRESSIONS, |b| {
+                for expr in exprs {
+                    b.nest(LIST_ELEM, |b| put_expr(b, expr));
+                }
+            });
         self
     }
 
@@ -313,14 +265,7 @@ impl Transaction {
         self.elements(DELSETELEM, 0, "delete from", set, &elements)
     }
 
-    fn elements(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        act: &str,
-        set: &str,
-        elements: &[Element],
-    ) -> &mut Self {
+    fn elements(&mut self, kind: u16, flags: u16, act: &str, set: &str, elements: &[Element]) -> &mut Self {
         let table = &self.table.clone();
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
             self.begin(kind, flags, format!("{act} nftables set {set}"))
@@ -349,9 +294,7 @@ impl Transaction {
     /// # Errors
     /// The first refusal; nothing is changed then.
     pub fn commit(mut self, nft: &mut Nftables) -> Result<(), Error> {
-        self.batch
-            .begin(BATCH_END, 0, "commit an nftables transaction")
-            .put(&nfgen(0, SUBSYS_NFTABLES));
+        self.batch.begin(BATCH_END, 0, "commit an nftables transaction").put(&nfgen(0, SUBSYS_NFTABLES));
         nft.0.transact(self.batch)
     }
 }
@@ -375,13 +318,7 @@ impl Nftables {
     /// A refusal or a malformed reply.
     pub fn tables(&mut self, family: TableFamily) -> Result<Vec<String>, Error> {
         let mut batch = Batch::new();
-        batch
-            .begin(
-                SUBSYS_NFTABLES << 8 | GETTABLE,
-                F_DUMP,
-                "list nftables tables",
-            )
-            .put(&nfgen(family as u8, 0));
+        batch.begin(SUBSYS_NFTABLES << 8 | GETTABLE, F_DUMP, "list nftables tables").put(&nfgen(family as u8, 0));
         let replies = self.0.request(batch)?;
         let names = replies.iter().filter_map(|reply| {
             let (_, name) = Attrs(reply.payload.get(4..)?).find(|(kind, _)| *kind == TABLE_NAME)?;
@@ -394,37 +331,22 @@ impl Nftables {
     ///
     /// # Errors
     /// A refusal (no such set) or a malformed reply.
-    pub fn elements(
-        &mut self,
-        family: TableFamily,
-        table: &str,
-        set: &str,
-    ) -> Result<Vec<Element>, Error> {
+    pub fn elements(&mut self, family: TableFamily, table: &str, set: &str) -> Result<Vec<Element>, Error> {
         let mut batch = Batch::new();
         batch
-            .begin(
-                SUBSYS_NFTABLES << 8 | GETSETELEM,
-                F_DUMP | F_ACK,
-                format!("list nftables set {set}"),
-            )
+            .begin(SUBSYS_NFTABLES << 8 | GETSETELEM, F_DUMP | F_ACK, format!("list nftables set {set}"))
             .put(&nfgen(family as u8, 0))
             .attr_str(ELEM_LIST_TABLE, table)
             .attr_str(ELEM_LIST_SET, set);
         let mut elements = Vec::new();
         for reply in self.0.request(batch)? {
-            let lists = Attrs(reply.payload.get(4..).unwrap_or(&[]))
-                .filter(|(kind, _)| *kind == ELEM_LIST_ELEMENTS);
+            let lists = Attrs(reply.payload.get(4..).unwrap_or(&[])).filter(|(kind, _)| *kind == ELEM_LIST_ELEMENTS);
             for (_, element) in lists.flat_map(|(_, list)| Attrs(list)) {
                 let value = |wanted| {
                     let (_, data) = Attrs(element).find(|(kind, _)| *kind == wanted)?;
-                    Attrs(data)
-                        .find(|(kind, _)| *kind == DATA_VALUE)
-                        .map(|(_, bytes)| bytes.to_vec())
+                    Attrs(data).find(|(kind, _)| *kind == DATA_VALUE).map(|(_, bytes)| bytes.to_vec())
                 };
-                elements.push((
-                    value(ELEM_KEY).unwrap_or_default(),
-                    value(ELEM_DATA).unwrap_or_default(),
-                ));
+                elements.push((value(ELEM_KEY).unwrap_or_default(), value(ELEM_DATA).unwrap_or_default()));
             }
         }
         Ok(elements)
@@ -467,10 +389,7 @@ fn verdict(b: &mut Batch, code: i32, chain: Option<&str>) {
 
 fn payload(b: &mut Batch, base: u32, offset: u32, len: u32, to: u32) {
     expression(b, "payload", |b| {
-        b.attr_be32(1, to)
-            .attr_be32(2, base)
-            .attr_be32(3, offset)
-            .attr_be32(4, len);
+        b.attr_be32(1, to).attr_be32(2, base).attr_be32(3, offset).attr_be32(4, len);
     });
 }
 
@@ -502,9 +421,7 @@ fn put_expr(b: &mut Batch, expr: &Expr) {
         Expr::Equal { from, bytes } => compare(b, *from, 0, bytes),
         Expr::NotEqual { from, bytes } => compare(b, *from, 1, bytes),
         Expr::Mask { register, mask } => expression(b, "bitwise", |b| {
-            b.attr_be32(1, *register)
-                .attr_be32(2, *register)
-                .attr_be32(3, mask.len() as u32);
+            b.attr_be32(1, *register).attr_be32(2, *register).attr_be32(3, mask.len() as u32);
             data(b, 4, mask);
             data(b, 5, &vec![0; mask.len()]);
         }),
@@ -515,10 +432,7 @@ fn put_expr(b: &mut Batch, expr: &Expr) {
             }
         }),
         Expr::Dnat { address, port } => expression(b, "nat", |b| {
-            b.attr_be32(1, 1)
-                .attr_be32(2, TableFamily::Ipv4 as u32)
-                .attr_be32(3, *address)
-                .attr_be32(5, *port);
+            b.attr_be32(1, 1).attr_be32(2, TableFamily::Ipv4 as u32).attr_be32(3, *address).attr_be32(5, *port);
         }),
         Expr::Masquerade => expression(b, "masq", |_| {}),
         Expr::Drop => verdict(b, 0, None),

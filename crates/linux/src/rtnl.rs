@@ -3,9 +3,7 @@
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::netlink::{
-    Attrs, Batch, Error, F_ACK, F_CREATE, F_DUMP, F_EXCL, Family, Socket, trim_nul,
-};
+use crate::netlink::{Attrs, Batch, Error, F_ACK, F_CREATE, F_DUMP, F_EXCL, Family, Socket, trim_nul};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -114,10 +112,7 @@ impl Route {
     /// Any refusal but "no such device".
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
         let mut batch = Batch::new();
-        batch
-            .begin(RTM_GETLINK, F_ACK, format!("look up link {name}"))
-            .put(&ifinfo(0, 0, 0))
-            .attr_str(IFLA_IFNAME, name);
+        batch.begin(RTM_GETLINK, F_ACK, format!("look up link {name}")).put(&ifinfo(0, 0, 0)).attr_str(IFLA_IFNAME, name);
         match self.0.request(batch) {
             Ok(replies) => Ok(replies.iter().find_map(|r| parse_link(&r.payload))),
             Err(e) if e.is_not_found() => Ok(None),
@@ -131,15 +126,8 @@ impl Route {
     /// A refusal or a malformed reply.
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
         let mut batch = Batch::new();
-        batch
-            .begin(RTM_GETLINK, F_DUMP, "list links")
-            .put(&ifinfo(0, 0, 0));
-        Ok(self
-            .0
-            .request(batch)?
-            .iter()
-            .filter_map(|r| parse_link(&r.payload))
-            .collect())
+        batch.begin(RTM_GETLINK, F_DUMP, "list links").put(&ifinfo(0, 0, 0));
+        Ok(self.0.request(batch)?.iter().filter_map(|r| parse_link(&r.payload)).collect())
     }
 
     /// All IPv4 addresses of the namespace.
@@ -148,44 +136,26 @@ impl Route {
     /// A refusal or a malformed reply.
     pub fn addresses(&mut self) -> Result<Vec<Address>, Error> {
         let mut batch = Batch::new();
-        batch
-            .begin(RTM_GETADDR, F_DUMP, "list addresses")
-            .put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0]);
-        Ok(self
-            .0
-            .request(batch)?
-            .iter()
-            .filter_map(|r| parse_address(&r.payload))
-            .collect())
+        batch.begin(RTM_GETADDR, F_DUMP, "list addresses").put(&[AF_INET, 0, 0, 0, 0, 0, 0, 0]);
+        Ok(self.0.request(batch)?.iter().filter_map(|r| parse_address(&r.payload)).collect())
     }
 
     /// Makes a bridge that forwards at once (no forward delay) and has the given hardware address and alias, and sets it up.
     ///
     /// # Errors
     /// [`Error::is_exists`] when the name is taken.
-    pub fn add_bridge(
-        &mut self,
-        name: &str,
-        address: [u8; 6],
-        mtu: u32,
-        alias: &str,
-    ) -> Result<(), Error> {
+    pub fn add_bridge(&mut self, name: &str, address: [u8; 6], mtu: u32, alias: &str) -> Result<(), Error> {
         let mut batch = Batch::new();
         batch
-            .begin(
-                RTM_NEWLINK,
-                F_ACK | F_CREATE | F_EXCL,
-                format!("add bridge {name}"),
-            )
+            .begin(RTM_NEWLINK, F_ACK | F_CREATE | F_EXCL, format!("add bridge {name}"))
             .put(&ifinfo(0, IFF_UP, IFF_UP))
             .attr_str(IFLA_IFNAME, name)
             .attr(IFLA_ADDRESS, &address)
             .attr_u32(IFLA_MTU, mtu)
             .nest(IFLA_LINKINFO, |b| {
-                b.attr_str(IFLA_INFO_KIND, "bridge")
-                    .nest(IFLA_INFO_DATA, |b| {
-                        b.attr_u32(IFLA_BR_FORWARD_DELAY, 0);
-                    });
+                b.attr_str(IFLA_INFO_KIND, "bridge").nest(IFLA_INFO_DATA, |b| {
+                    b.attr_u32(IFLA_BR_FORWARD_DELAY, 0);
+                });
             });
         self.0.transact(batch)?;
         self.set_alias(name, alias)
@@ -213,11 +183,7 @@ impl Route {
     pub fn add_veth(&mut self, veth: &Veth<'_>) -> Result<(), Error> {
         let mut batch = Batch::new();
         batch
-            .begin(
-                RTM_NEWLINK,
-                F_ACK | F_CREATE | F_EXCL,
-                format!("add veth {}", veth.name),
-            )
+            .begin(RTM_NEWLINK, F_ACK | F_CREATE | F_EXCL, format!("add veth {}", veth.name))
             .put(&ifinfo(0, IFF_UP, IFF_UP))
             .attr_str(IFLA_IFNAME, veth.name)
             .attr_u32(IFLA_MTU, veth.mtu)
@@ -225,33 +191,27 @@ impl Route {
             .attr_u32(IFLA_NUM_RX_QUEUES, 1)
             .attr_u32(IFLA_MASTER, veth.master)
             .nest(IFLA_LINKINFO, |b| {
-                b.attr_str(IFLA_INFO_KIND, "veth")
-                    .nest(IFLA_INFO_DATA, |b| {
-                        b.nest(VETH_INFO_PEER, |b| {
-                            // Not up yet: the kernel opens this end before it knows its peer (ENOTCONN).
-                            b.put(&ifinfo(0, 0, 0))
-                                .attr_str(IFLA_IFNAME, veth.peer_name)
-                                .attr_u32(IFLA_NET_NS_FD, veth.peer_namespace.as_raw_fd() as u32)
-                                .attr(IFLA_ADDRESS, &veth.peer_address)
-                                .attr_u32(IFLA_MTU, veth.mtu)
-                                .attr_u32(IFLA_NUM_TX_QUEUES, 1)
-                                .attr_u32(IFLA_NUM_RX_QUEUES, 1);
-                        });
+                b.attr_str(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |b| {
+                    b.nest(VETH_INFO_PEER, |b| {
+                        // Not up yet: the kernel opens this end before it knows its peer (ENOTCONN).
+                        b.put(&ifinfo(0, 0, 0))
+                            .attr_str(IFLA_IFNAME, veth.peer_name)
+                            .attr_u32(IFLA_NET_NS_FD, veth.peer_namespace.as_raw_fd() as u32)
+                            .attr(IFLA_ADDRESS, &veth.peer_address)
+                            .attr_u32(IFLA_MTU, veth.mtu)
+                            .attr_u32(IFLA_NUM_TX_QUEUES, 1)
+                            .attr_u32(IFLA_NUM_RX_QUEUES, 1);
                     });
+                });
             });
         batch
-            .begin(
-                RTM_NEWLINK,
-                F_ACK,
-                format!("set {} to hairpin mode", veth.name),
-            )
+            .begin(RTM_NEWLINK, F_ACK, format!("set {} to hairpin mode", veth.name))
             .put(&ifinfo(0, 0, 0))
             .attr_str(IFLA_IFNAME, veth.name)
             .nest(IFLA_LINKINFO, |b| {
-                b.attr_str(IFLA_INFO_SLAVE_KIND, "bridge")
-                    .nest(IFLA_INFO_SLAVE_DATA, |b| {
-                        b.attr(IFLA_BRPORT_MODE, &[1]);
-                    });
+                b.attr_str(IFLA_INFO_SLAVE_KIND, "bridge").nest(IFLA_INFO_SLAVE_DATA, |b| {
+                    b.attr(IFLA_BRPORT_MODE, &[1]);
+                });
             });
         self.0.transact(batch)
     }
@@ -260,41 +220,14 @@ impl Route {
     ///
     /// # Errors
     /// The first refusal.
-    pub fn configure_pod(
-        &mut self,
-        index: u32,
-        address: Ipv4Addr,
-        prefix_len: u8,
-        gateway: Ipv4Addr,
-    ) -> Result<(), Error> {
+    pub fn configure_pod(&mut self, index: u32, address: Ipv4Addr, prefix_len: u8, gateway: Ipv4Addr) -> Result<(), Error> {
         let mut batch = Batch::new();
-        batch
-            .begin(RTM_NEWLINK, F_ACK, "set loopback up")
-            .put(&ifinfo(1, IFF_UP, IFF_UP));
-        batch
-            .begin(RTM_NEWLINK, F_ACK, format!("set link {index} up"))
-            .put(&ifinfo(index, IFF_UP, IFF_UP));
+        batch.begin(RTM_NEWLINK, F_ACK, "set loopback up").put(&ifinfo(1, IFF_UP, IFF_UP));
+        batch.begin(RTM_NEWLINK, F_ACK, format!("set link {index} up")).put(&ifinfo(index, IFF_UP, IFF_UP));
         put_address(&mut batch, index, address, prefix_len);
         batch
-            .begin(
-                RTM_NEWROUTE,
-                F_ACK | F_CREATE | F_EXCL,
-                format!("add default route by {gateway}"),
-            )
-            .put(&[
-                AF_INET,
-                0,
-                0,
-                0,
-                RT_TABLE_MAIN,
-                RTPROT_BOOT,
-                0,
-                RTN_UNICAST,
-                0,
-                0,
-                0,
-                0,
-            ])
+            .begin(RTM_NEWROUTE, F_ACK | F_CREATE | F_EXCL, format!("add default route by {gateway}"))
+            .put(&[AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0, 0, 0, 0])
             .attr(RTA_GATEWAY, &gateway.octets())
             .attr_u32(RTA_OIF, index);
         self.0.transact(batch)
@@ -304,12 +237,7 @@ impl Route {
     ///
     /// # Errors
     /// [`Error::is_exists`] when it has it already.
-    pub fn add_address(
-        &mut self,
-        index: u32,
-        address: Ipv4Addr,
-        prefix_len: u8,
-    ) -> Result<(), Error> {
+    pub fn add_address(&mut self, index: u32, address: Ipv4Addr, prefix_len: u8) -> Result<(), Error> {
         let mut batch = Batch::new();
         put_address(&mut batch, index, address, prefix_len);
         self.0.transact(batch)
@@ -321,9 +249,7 @@ impl Route {
     /// A refusal.
     pub fn set_up(&mut self, index: u32) -> Result<(), Error> {
         let mut batch = Batch::new();
-        batch
-            .begin(RTM_NEWLINK, F_ACK, format!("set link {index} up"))
-            .put(&ifinfo(index, IFF_UP, IFF_UP));
+        batch.begin(RTM_NEWLINK, F_ACK, format!("set link {index} up")).put(&ifinfo(index, IFF_UP, IFF_UP));
         self.0.transact(batch)
     }
 
@@ -335,9 +261,7 @@ impl Route {
         let mut first = None;
         for index in indexes {
             let mut batch = Batch::new();
-            batch
-                .begin(RTM_DELLINK, F_ACK, format!("delete link {index}"))
-                .put(&ifinfo(*index, 0, 0));
+            batch.begin(RTM_DELLINK, F_ACK, format!("delete link {index}")).put(&ifinfo(*index, 0, 0));
             match self.0.transact(batch) {
                 Err(e) if !e.is_not_found() => first = first.or(Some(e)),
                 _ => {}
@@ -353,11 +277,7 @@ fn put_address(batch: &mut Batch, index: u32, address: Ipv4Addr, prefix_len: u8)
     let mut header = vec![AF_INET, prefix_len, 0, 0];
     header.extend_from_slice(&index.to_ne_bytes());
     batch
-        .begin(
-            RTM_NEWADDR,
-            F_ACK | F_CREATE | F_EXCL,
-            format!("add address {address}/{prefix_len}"),
-        )
+        .begin(RTM_NEWADDR, F_ACK | F_CREATE | F_EXCL, format!("add address {address}/{prefix_len}"))
         .put(&header)
         .attr(IFA_LOCAL, &address.octets())
         .attr(IFA_ADDRESS, &address.octets())
@@ -422,9 +342,5 @@ fn parse_address(payload: &[u8]) -> Option<Address> {
             _ => {}
         }
     }
-    Some(Address {
-        index,
-        address: Ipv4Addr::from(local.or(peer)?),
-        prefix_len,
-    })
+    Some(Address { index, address: Ipv4Addr::from(local.or(peer)?), prefix_len })
 }

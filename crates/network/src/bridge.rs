@@ -33,23 +33,15 @@ pub(crate) fn ensure_bridge(config: &Config) -> Result<u32, Error> {
     let existing = route.link(name).map_err(kernel(act()))?;
     if let Some(link) = &existing {
         if link.kind != "bridge" {
-            return Err(Error::NotABridge {
-                name: name.clone(),
-                kind: link.kind.clone(),
-            });
+            return Err(Error::NotABridge { name: name.clone(), kind: link.kind.clone() });
         }
         if !link.alias.is_empty() && link.alias != owner && Utf8Path::new(&link.alias).exists() {
-            return Err(Error::BridgeOwned {
-                name: name.clone(),
-                owner: link.alias.clone(),
-            });
+            return Err(Error::BridgeOwned { name: name.clone(), owner: link.alias.clone() });
         }
     }
     refuse_overlap(config, &mut route, existing.as_ref().map(|l| l.index))?;
     if existing.is_none() {
-        route
-            .add_bridge(name, plan::hardware_address(gateway), config.mtu, owner)
-            .map_err(kernel(act()))?;
+        route.add_bridge(name, plan::hardware_address(gateway), config.mtu, owner).map_err(kernel(act()))?;
     } else if existing.as_ref().is_some_and(|l| l.alias != owner) {
         route.set_alias(name, owner).map_err(kernel(act()))?;
     }
@@ -67,30 +59,20 @@ pub(crate) fn ensure_bridge(config: &Config) -> Result<u32, Error> {
         route.set_up(index).map_err(kernel(act()))?;
     }
     // Answers to 127.0.0.1 come back over the bridge (host ports from the host itself); nowhere else is this wanted.
-    write_sysctl(
-        &format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"),
-        "1",
-    )?;
+    write_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")?;
     Ok(index)
 }
 
 fn refuse_overlap(config: &Config, route: &mut Route, bridge: Option<u32>) -> Result<(), Error> {
     let addresses = route.addresses().map_err(kernel("list addresses"))?;
-    let Some(taken) = addresses
-        .iter()
-        .find(|a| Some(a.index) != bridge && config.pod_cidr.contains(a.address))
-    else {
+    let Some(taken) = addresses.iter().find(|a| Some(a.index) != bridge && config.pod_cidr.contains(a.address)) else {
         return Ok(());
     };
     let links = route.links().map_err(kernel("list links"))?;
     Err(Error::CidrTaken {
         cidr: config.pod_cidr.to_string(),
         address: taken.address.to_string(),
-        interface: links
-            .iter()
-            .find(|l| l.index == taken.index)
-            .map(|l| l.name.clone())
-            .unwrap_or_default(),
+        interface: links.iter().find(|l| l.index == taken.index).map(|l| l.name.clone()).unwrap_or_default(),
     })
 }
 
@@ -127,9 +109,7 @@ fn write_sysctl(path: &str, value: &str) -> Result<(), Error> {
 pub(crate) fn write_table(config: &Config, elements: &[PortElement]) -> Result<(), Error> {
     let act = || format!("write nftables table {}", config.nft_table);
     let mut nft = Nftables::open().map_err(kernel(act()))?;
-    plan::table(config, elements)
-        .commit(&mut nft)
-        .map_err(kernel(act()))
+    plan::table(config, elements).commit(&mut nft).map_err(kernel(act()))
 }
 
 /// Adds a pod's host ports. `Ok(false)` when the table is not there (another program flushed the ruleset).
@@ -142,11 +122,7 @@ pub(crate) fn delete_ports(config: &Config, elements: &[PortElement]) -> Result<
     change_ports(config, elements, plan::delete_elements)
 }
 
-fn change_ports(
-    config: &Config,
-    elements: &[PortElement],
-    change: fn(&mut Transaction, &[PortElement]),
-) -> Result<bool, Error> {
+fn change_ports(config: &Config, elements: &[PortElement], change: fn(&mut Transaction, &[PortElement])) -> Result<bool, Error> {
     if elements.is_empty() {
         return Ok(true);
     }
@@ -162,20 +138,9 @@ fn change_ports(
 }
 
 /// Makes the veth pair and configures the pod's end.
-pub(crate) fn attach(
-    config: &Config,
-    master: u32,
-    pod: &PodNetwork,
-    address: Ipv4Addr,
-) -> Result<(), Error> {
-    let act = || {
-        format!(
-            "attach sandbox {} to bridge {}",
-            pod.sandbox_id, config.bridge
-        )
-    };
-    let namespace =
-        File::open(&pod.netns_path).map_err(file("open network namespace", &pod.netns_path))?;
+pub(crate) fn attach(config: &Config, master: u32, pod: &PodNetwork, address: Ipv4Addr) -> Result<(), Error> {
+    let act = || format!("attach sandbox {} to bridge {}", pod.sandbox_id, config.bridge);
+    let namespace = File::open(&pod.netns_path).map_err(file("open network namespace", &pod.netns_path))?;
     let name = plan::veth_name(&pod.sandbox_id);
     let veth = Veth {
         name: &name,
@@ -189,11 +154,7 @@ pub(crate) fn attach(
     match route.add_veth(&veth) {
         Err(e) if e.is_exists() => {
             // A pair of an earlier try with this id, whose record is gone.
-            let stale = route
-                .link(&name)
-                .map_err(kernel(act()))?
-                .ok_or(e)
-                .map_err(kernel(act()))?;
+            let stale = route.link(&name).map_err(kernel(act()))?.ok_or(e).map_err(kernel(act()))?;
             route.delete_links(&[stale.index]).map_err(kernel(act()))?;
             route.add_veth(&veth).map_err(kernel(act()))?;
         }
@@ -205,34 +166,21 @@ pub(crate) fn attach(
         let Some(link) = route.link(INTERFACE)? else {
             return Ok(None);
         };
-        route
-            .configure_pod(link.index, address, cidr.prefix_len, cidr.gateway())
-            .map(Some)
+        route.configure_pod(link.index, address, cidr.prefix_len, cidr.gateway()).map(Some)
     };
     in_pod(pod.netns_path.as_path(), &pod.sandbox_id, configure)?
         .map_err(kernel(act()))?
-        .ok_or_else(|| Error::InterfaceMissing {
-            interface: INTERFACE.into(),
-            sandbox_id: pod.sandbox_id.clone(),
-        })
+        .ok_or_else(|| Error::InterfaceMissing { interface: INTERFACE.into(), sandbox_id: pod.sandbox_id.clone() })
 }
 
 /// Runs `visit` inside a pod's network namespace.
-pub(crate) fn in_pod<T: Send>(
-    path: &Utf8Path,
-    sandbox_id: &str,
-    visit: impl FnOnce() -> T + Send,
-) -> Result<T, Error> {
-    netns::within(path.as_std_path(), visit).map_err(|source| Error::Namespace {
-        sandbox_id: sandbox_id.to_owned(),
-        source,
-    })
+pub(crate) fn in_pod<T: Send>(path: &Utf8Path, sandbox_id: &str, visit: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    netns::within(path.as_std_path(), visit).map_err(|source| Error::Namespace { sandbox_id: sandbox_id.to_owned(), source })
 }
 
 /// Sets a pod's loopback up (what CNI leaves to its runtime).
 pub(crate) fn loopback_up(path: &Utf8Path, sandbox_id: &str) -> Result<(), Error> {
-    in_pod(path, sandbox_id, || Route::open()?.set_up(1))?
-        .map_err(kernel(format!("set up loopback of sandbox {sandbox_id}")))
+    in_pod(path, sandbox_id, || Route::open()?.set_up(1))?.map_err(kernel(format!("set up loopback of sandbox {sandbox_id}")))
 }
 
 /// Deletes the veth pairs that hang on the bridge, or on none any more, and that `keep` does not name; pairs go away by themselves
@@ -240,24 +188,14 @@ pub(crate) fn loopback_up(path: &Utf8Path, sandbox_id: &str) -> Result<(), Error
 pub(crate) fn delete_veths(config: &Config, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
     let mut route = Route::open().map_err(kernel("list links"))?;
     let links = route.links().map_err(kernel("list links"))?;
-    let bridge = links
-        .iter()
-        .find(|l| l.name == config.bridge && l.kind == "bridge")
-        .map(|l| l.index);
+    let bridge = links.iter().find(|l| l.name == config.bridge && l.kind == "bridge").map(|l| l.index);
     let Some(bridge) = bridge else { return Ok(()) };
     let stale: Vec<u32> = links
         .iter()
-        .filter(|l| {
-            l.kind == "veth"
-                && l.master == Some(bridge)
-                && plan::is_veth_name(&l.name)
-                && !keep(&l.name)
-        })
+        .filter(|l| l.kind == "veth" && l.master == Some(bridge) && plan::is_veth_name(&l.name) && !keep(&l.name))
         .map(|l| l.index)
         .collect();
-    route
-        .delete_links(&stale)
-        .map_err(kernel("delete stale veth pairs"))
+    route.delete_links(&stale).map_err(kernel("delete stale veth pairs"))
 }
 
 /// Deletes bridge and table.
@@ -282,11 +220,7 @@ fn remove_bridge(config: &Config) -> Result<(), Error> {
 fn remove_table(config: &Config) -> Result<(), Error> {
     let act = || format!("remove nftables table {}", config.nft_table);
     let mut nft = Nftables::open().map_err(kernel(act()))?;
-    if !nft
-        .tables(TableFamily::Ipv4)
-        .map_err(kernel(act()))?
-        .contains(&config.nft_table)
-    {
+    if !nft.tables(TableFamily::Ipv4).map_err(kernel(act()))?.contains(&config.nft_table) {
         return Ok(());
     }
     let mut transaction = Transaction::new(TableFamily::Ipv4, &config.nft_table);
@@ -305,34 +239,22 @@ pub(crate) fn inspect(
     let act = || format!("check network of sandbox {sandbox_id}");
     let mut route = Route::open().map_err(kernel(act()))?;
     let name = plan::veth_name(sandbox_id);
-    let bridge = route
-        .link(&config.bridge)
-        .map_err(kernel(act()))?
-        .map(|l| l.index);
+    let bridge = route.link(&config.bridge).map_err(kernel(act()))?.map(|l| l.index);
     match route.link(&name).map_err(kernel(act()))? {
         None => return Ok(Some(format!("interface {name} is missing"))),
         Some(link) if bridge.is_none() || link.master != bridge => {
-            return Ok(Some(format!(
-                "interface {name} is not on bridge {}",
-                config.bridge
-            )));
+            return Ok(Some(format!("interface {name} is not on bridge {}", config.bridge)));
         }
         Some(_) => {}
     }
-    let addresses =
-        in_pod(netns_path, sandbox_id, || Route::open()?.addresses())?.map_err(kernel(act()))?;
+    let addresses = in_pod(netns_path, sandbox_id, || Route::open()?.addresses())?.map_err(kernel(act()))?;
     if !addresses.iter().any(|a| a.address == address) {
         return Ok(Some(format!("address {address} is missing")));
     }
     let mut nft = Nftables::open().map_err(kernel(act()))?;
     for element in elements {
-        let present = nft
-            .elements(TableFamily::Ipv4, &config.nft_table, element.map)
-            .map_err(kernel(act()))?;
-        if !present
-            .iter()
-            .any(|(key, value)| *key == element.key && *value == element.value)
-        {
+        let present = nft.elements(TableFamily::Ipv4, &config.nft_table, element.map).map_err(kernel(act()))?;
+        if !present.iter().any(|(key, value)| *key == element.key && *value == element.value) {
             return Ok(Some("a host port is missing".into()));
         }
     }

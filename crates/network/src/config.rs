@@ -36,33 +36,21 @@ impl Ipv4Cidr {
 }
 
 fn mask(prefix_len: u8) -> u32 {
-    u32::MAX
-        .checked_shl(32 - u32::from(prefix_len))
-        .unwrap_or(0)
+    u32::MAX.checked_shl(32 - u32::from(prefix_len)).unwrap_or(0)
 }
 
 impl FromStr for Ipv4Cidr {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let bad = |why: &'static str| Error::Cidr {
-            value: text.to_owned(),
-            why,
-        };
-        let (address, prefix_len) = text
-            .split_once('/')
-            .ok_or_else(|| bad("expected ADDRESS/LENGTH"))?;
+        let bad = |why: &'static str| Error::Cidr { value: text.to_owned(), why };
+        let (address, prefix_len) = text.split_once('/').ok_or_else(|| bad("expected ADDRESS/LENGTH"))?;
         let address: Ipv4Addr = address.parse().map_err(|_| bad("not an IPv4 address"))?;
-        let prefix_len: u8 = prefix_len
-            .parse()
-            .map_err(|_| bad("prefix length is no number"))?;
+        let prefix_len: u8 = prefix_len.parse().map_err(|_| bad("prefix length is no number"))?;
         if !(8..=29).contains(&prefix_len) {
             return Err(bad("prefix length must be 8 to 29"));
         }
-        Ok(Self {
-            network: Ipv4Addr::from(u32::from(address) & mask(prefix_len)),
-            prefix_len,
-        })
+        Ok(Self { network: Ipv4Addr::from(u32::from(address) & mask(prefix_len)), prefix_len })
     }
 }
 
@@ -96,10 +84,7 @@ impl Config {
     pub fn new(state_dir: impl Into<Utf8PathBuf>) -> Self {
         Self {
             bridge: "coracle0".into(),
-            pod_cidr: Ipv4Cidr {
-                network: Ipv4Addr::new(10, 85, 0, 0),
-                prefix_len: 16,
-            },
+            pod_cidr: Ipv4Cidr { network: Ipv4Addr::new(10, 85, 0, 0), prefix_len: 16 },
             nft_table: "coracle".into(),
             mtu: 1500,
             state_dir: state_dir.into(),
@@ -113,35 +98,16 @@ impl Config {
     /// # Errors
     /// [`Error::Name`] for an interface or table name that the kernel would refuse.
     pub fn validate(&self) -> Result<(), Error> {
-        let bad = |field, value: &str, why| {
-            Err(Error::Name {
-                field,
-                value: value.to_owned(),
-                why,
-            })
-        };
+        let bad = |field, value: &str, why| Err(Error::Name { field, value: value.to_owned(), why });
         let name = &self.bridge;
         if name.is_empty() || name.len() > linux::rtnl::NAME_LEN_MAX {
             return bad("bridge", name, "an interface name has 1 to 15 bytes");
         }
-        if name == "."
-            || name == ".."
-            || name
-                .bytes()
-                .any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace())
-        {
-            return bad(
-                "bridge",
-                name,
-                "an interface name has no slash, colon or space",
-            );
+        if name == "." || name == ".." || name.bytes().any(|b| b == b'/' || b == b':' || b.is_ascii_whitespace()) {
+            return bad("bridge", name, "an interface name has no slash, colon or space");
         }
         if self.nft_table.is_empty() || self.nft_table.len() > 200 {
-            return bad(
-                "nft table",
-                &self.nft_table,
-                "a table name has 1 to 200 bytes",
-            );
+            return bad("nft table", &self.nft_table, "a table name has 1 to 200 bytes");
         }
         if !(576..=65_535).contains(&self.mtu) {
             return bad("mtu", &self.mtu.to_string(), "an MTU is 576 to 65535 bytes");
@@ -151,9 +117,7 @@ impl Config {
 }
 
 /// A layer 4 protocol with ports.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP, number 6.

@@ -12,97 +12,52 @@ pub enum Error {
     Cidr { value: String, why: &'static str },
     /// A name that the kernel would refuse.
     #[error("bad {field} {value:?}: {why}")]
-    Name {
-        field: &'static str,
-        value: String,
-        why: &'static str,
-    },
+    Name { field: &'static str, value: String, why: &'static str },
     /// An id that can't be a file name.
     #[error("bad sandbox id {id:?}: expected 1 to 128 letters, digits, '-', '_' or '.'")]
     SandboxId { id: String },
     /// A file of ours could not be read or written.
     #[error("failed to {act} {path}")]
-    File {
-        act: &'static str,
-        path: Utf8PathBuf,
-        source: io::Error,
-    },
+    File { act: &'static str, path: Utf8PathBuf, source: io::Error },
     /// A record that does not parse.
     #[error("failed to read record {path}")]
-    Record {
-        path: Utf8PathBuf,
-        source: serde_json::Error,
-    },
+    Record { path: Utf8PathBuf, source: serde_json::Error },
     /// A record of a newer version.
     #[error("record {path} has version {version}, this program knows up to {known}")]
-    RecordVersion {
-        path: Utf8PathBuf,
-        version: u32,
-        known: u32,
-    },
+    RecordVersion { path: Utf8PathBuf, version: u32, known: u32 },
     /// Another process works in the state directory.
     #[error("network state {path} is in use by another process")]
     InUse { path: Utf8PathBuf },
     /// Netlink or nftables.
     #[error("failed to {act}")]
-    Kernel {
-        act: String,
-        source: linux::netlink::Error,
-    },
+    Kernel { act: String, source: linux::netlink::Error },
     /// The pod's namespace.
     #[error("failed to set up network of sandbox {sandbox_id}")]
-    Namespace {
-        sandbox_id: String,
-        source: linux::netns::Error,
-    },
+    Namespace { sandbox_id: String, source: linux::netns::Error },
     /// The interface is not in the pod's namespace.
     #[error("interface {interface} of sandbox {sandbox_id} is missing")]
-    InterfaceMissing {
-        interface: String,
-        sandbox_id: String,
-    },
+    InterfaceMissing { interface: String, sandbox_id: String },
     /// The bridge's name belongs to something else.
     #[error("interface {name} exists and is a {kind}, not a bridge: choose another bridge name")]
     NotABridge { name: String, kind: String },
     /// The bridge is another instance's.
-    #[error(
-        "bridge {name} belongs to {owner}: end that one with `coracle down`, or choose another bridge name, pod CIDR and table"
-    )]
+    #[error("bridge {name} belongs to {owner}: end that one with `coracle down`, or choose another bridge name, pod CIDR and table")]
     BridgeOwned { name: String, owner: String },
     /// Another interface has addresses of the pod CIDR.
-    #[error(
-        "pod CIDR {cidr} overlaps address {address} of interface {interface}: choose another pod CIDR"
-    )]
-    CidrTaken {
-        cidr: String,
-        address: String,
-        interface: String,
-    },
+    #[error("pod CIDR {cidr} overlaps address {address} of interface {interface}: choose another pod CIDR")]
+    CidrTaken { cidr: String, address: String, interface: String },
     /// All addresses are taken.
     #[error("no address is free in {cidr}: {taken} are taken")]
     AddressesExhausted { cidr: String, taken: usize },
     /// An address asked for can't be had.
     #[error("address {address} can't be given to sandbox {sandbox_id}: {why}")]
-    Address {
-        address: String,
-        sandbox_id: String,
-        why: String,
-    },
+    Address { address: String, sandbox_id: String, why: String },
     /// A host port is another sandbox's.
     #[error("host port {port}/{protocol} is taken by sandbox {owner}")]
-    PortTaken {
-        port: u16,
-        protocol: &'static str,
-        owner: String,
-    },
+    PortTaken { port: u16, protocol: &'static str, owner: String },
     /// A port mapping that the built-in network can't do.
     #[error("port mapping {port}/{protocol} of sandbox {sandbox_id}: {why}")]
-    PortMapping {
-        port: u16,
-        protocol: &'static str,
-        sandbox_id: String,
-        why: &'static str,
-    },
+    PortMapping { port: u16, protocol: &'static str, sandbox_id: String, why: &'static str },
     /// Traffic limits without a plugin for them.
     #[error("sandbox {sandbox_id} asks for a bandwidth limit, which {network} can't carry out")]
     Bandwidth { sandbox_id: String, network: String },
@@ -130,10 +85,7 @@ impl Error {
         match (count, errors.into_iter().next()) {
             (_, None) => Ok(()),
             (1, Some(error)) => Err(error),
-            (_, Some(error)) => Err(Error::Several {
-                count,
-                source: Box::new(error),
-            }),
+            (_, Some(error)) => Err(Error::Several { count, source: Box::new(error) }),
         }
     }
 }

@@ -70,11 +70,7 @@ impl Network {
             }
             state.sandboxes.insert(record.sandbox_id.clone(), record);
         }
-        let network = Self {
-            config,
-            records,
-            state: Mutex::new(state),
-        };
+        let network = Self { config, records, state: Mutex::new(state) };
         // A broken conflist is told by status() and setup(), where it can be mended without a restart.
         if matches!(cni::load(&network.config.cni_conf_dir), Ok(None)) {
             network.prepare()?;
@@ -145,41 +141,20 @@ impl Network {
     /// # Errors
     /// [`Error::Broken`] and [`Error::Unknown`]; a plugin's own refusal.
     pub fn check(&self, sandbox_id: &str) -> Result<(), Error> {
-        let unknown = || Error::Unknown {
-            sandbox_id: sandbox_id.to_owned(),
-        };
-        let record = self
-            .lock()
-            .sandboxes
-            .get(sandbox_id)
-            .cloned()
-            .ok_or_else(unknown)?;
+        let unknown = || Error::Unknown { sandbox_id: sandbox_id.to_owned() };
+        let record = self.lock().sandboxes.get(sandbox_id).cloned().ok_or_else(unknown)?;
         match &record.kind {
             Kind::Bridge { address, ports } => {
                 let elements = plan::port_elements(*address, ports);
-                match bridge::inspect(
-                    &self.config,
-                    sandbox_id,
-                    &record.netns_path,
-                    *address,
-                    &elements,
-                )? {
-                    Some(what) => Err(Error::Broken {
-                        sandbox_id: sandbox_id.to_owned(),
-                        what,
-                    }),
+                match bridge::inspect(&self.config, sandbox_id, &record.netns_path, *address, &elements)? {
+                    Some(what) => Err(Error::Broken { sandbox_id: sandbox_id.to_owned(), what }),
                     None => Ok(()),
                 }
             }
             Kind::Cni(cni) => {
                 let list = ConfList::parse(cni.list.clone(), Utf8Path::new("(record)"))?;
                 let call = self.invocation(&record, &cni.args);
-                Ok(cni::check(
-                    &list,
-                    &call,
-                    &cni.capabilities,
-                    cni.result.as_ref(),
-                )?)
+                Ok(cni::check(&list, &call, &cni.capabilities, cni.result.as_ref())?)
             }
         }
     }
@@ -189,23 +164,9 @@ impl Network {
     /// # Errors
     /// All steps are tried; the first failure and their number.
     pub fn reconcile(&self, live: &HashSet<String>) -> Result<(), Error> {
-        let stale: Vec<String> = self
-            .lock()
-            .sandboxes
-            .keys()
-            .filter(|id| !live.contains(*id))
-            .cloned()
-            .collect();
-        let mut errors: Vec<Error> = stale
-            .iter()
-            .filter_map(|id| self.teardown(id).err())
-            .collect();
-        let kept: HashSet<String> = self
-            .lock()
-            .sandboxes
-            .keys()
-            .map(|id| plan::veth_name(id))
-            .collect();
+        let stale: Vec<String> = self.lock().sandboxes.keys().filter(|id| !live.contains(*id)).cloned().collect();
+        let mut errors: Vec<Error> = stale.iter().filter_map(|id| self.teardown(id).err()).collect();
+        let kept: HashSet<String> = self.lock().sandboxes.keys().map(|id| plan::veth_name(id)).collect();
         errors.extend(bridge::delete_veths(&self.config, |name| kept.contains(name)).err());
         match cni::load(&self.config.cni_conf_dir) {
             Ok(Some(list)) => errors.extend(self.collect_cni(&list).err()),
@@ -222,22 +183,10 @@ impl Network {
     pub fn status(&self) -> Result<Status, Error> {
         match cni::load(&self.config.cni_conf_dir)? {
             Some(list) => {
-                cni::status(
-                    &list,
-                    &Invocation {
-                        bin_dirs: &self.config.cni_bin_dirs,
-                        ..Invocation::default()
-                    },
-                )?;
-                Ok(Status {
-                    network: list.name,
-                    cni: true,
-                })
+                cni::status(&list, &Invocation { bin_dirs: &self.config.cni_bin_dirs, ..Invocation::default() })?;
+                Ok(Status { network: list.name, cni: true })
             }
-            None => Ok(Status {
-                network: self.config.bridge.clone(),
-                cni: false,
-            }),
+            None => Ok(Status { network: self.config.bridge.clone(), cni: false }),
         }
     }
 
@@ -251,11 +200,7 @@ impl Network {
     /// # Errors
     /// All steps are tried; the first failure and their number.
     pub fn remove_all(&self) -> Result<(), Error> {
-        let mut errors: Vec<Error> = self
-            .sandboxes()
-            .iter()
-            .filter_map(|id| self.teardown(id).err())
-            .collect();
+        let mut errors: Vec<Error> = self.sandboxes().iter().filter_map(|id| self.teardown(id).err()).collect();
         errors.extend(bridge::delete_veths(&self.config, |_| false).err());
         errors.extend(bridge::remove(&self.config).err());
         errors.extend(bridge::restore_forwarding(&self.records).err());
@@ -318,17 +263,9 @@ impl Network {
     /// The mappings that map something; refuses what the built-in network can't do.
     fn built_in_ports(&self, pod: &PodNetwork) -> Result<Vec<PortMapping>, Error> {
         if pod.bandwidth.is_some_and(|b| b != Bandwidth::default()) {
-            return Err(Error::Bandwidth {
-                sandbox_id: pod.sandbox_id.clone(),
-                network: self.config.bridge.clone(),
-            });
+            return Err(Error::Bandwidth { sandbox_id: pod.sandbox_id.clone(), network: self.config.bridge.clone() });
         }
-        let ports: Vec<_> = pod
-            .port_mappings
-            .iter()
-            .filter(|m| m.host_port != 0)
-            .copied()
-            .collect();
+        let ports: Vec<_> = pod.port_mappings.iter().filter(|m| m.host_port != 0).copied().collect();
         for mapping in &ports {
             let why = match mapping.host_ip {
                 Some(IpAddr::V6(ip)) if !ip.is_unspecified() => "the built-in network has no IPv6",
@@ -349,66 +286,34 @@ impl Network {
     fn reserve(&self, pod: &PodNetwork, ports: &[PortMapping]) -> Result<Ipv4Addr, Error> {
         let mut state = self.lock();
         if state.sandboxes.contains_key(&pod.sandbox_id) {
-            return Err(Error::Exists {
-                sandbox_id: pod.sandbox_id.clone(),
-            });
+            return Err(Error::Exists { sandbox_id: pod.sandbox_id.clone() });
         }
         let mut taken = BTreeSet::new();
         for record in state.sandboxes.values() {
-            let Kind::Bridge {
-                address,
-                ports: theirs,
-            } = &record.kind
-            else {
+            let Kind::Bridge { address, ports: theirs } = &record.kind else {
                 continue;
             };
             taken.insert(*address);
-            if let Some(port) = ports
-                .iter()
-                .find(|p| theirs.iter().any(|t| plan::ports_collide(p, t)))
-            {
+            if let Some(port) = ports.iter().find(|p| theirs.iter().any(|t| plan::ports_collide(p, t))) {
                 let owner = record.sandbox_id.clone();
-                return Err(Error::PortTaken {
-                    port: port.host_port,
-                    protocol: port.protocol.as_str(),
-                    owner,
-                });
+                return Err(Error::PortTaken { port: port.host_port, protocol: port.protocol.as_str(), owner });
             }
         }
         let address = match pod.requested_ips.first() {
             Some(wanted) => self.requested_address(pod, wanted, &taken)?,
             None => plan::next_address(self.config.pod_cidr, state.last_address, &taken)
-                .ok_or_else(|| Error::AddressesExhausted {
-                    cidr: self.config.pod_cidr.to_string(),
-                    taken: taken.len(),
-                })?,
+                .ok_or_else(|| Error::AddressesExhausted { cidr: self.config.pod_cidr.to_string(), taken: taken.len() })?,
         };
-        let kind = Kind::Bridge {
-            address,
-            ports: ports.to_vec(),
-        };
-        let record =
-            self.records
-                .new_record(&pod.sandbox_id, &pod.netns_path, bridge::INTERFACE, kind);
+        let kind = Kind::Bridge { address, ports: ports.to_vec() };
+        let record = self.records.new_record(&pod.sandbox_id, &pod.netns_path, bridge::INTERFACE, kind);
         self.records.save(&record)?;
         state.last_address = Some(address);
         state.sandboxes.insert(pod.sandbox_id.clone(), record);
         Ok(address)
     }
 
-    fn requested_address(
-        &self,
-        pod: &PodNetwork,
-        wanted: &str,
-        taken: &BTreeSet<Ipv4Addr>,
-    ) -> Result<Ipv4Addr, Error> {
-        let refuse = |why: String| {
-            Err(Error::Address {
-                address: pod.requested_ips.join(","),
-                sandbox_id: pod.sandbox_id.clone(),
-                why,
-            })
-        };
+    fn requested_address(&self, pod: &PodNetwork, wanted: &str, taken: &BTreeSet<Ipv4Addr>) -> Result<Ipv4Addr, Error> {
+        let refuse = |why: String| Err(Error::Address { address: pod.requested_ips.join(","), sandbox_id: pod.sandbox_id.clone(), why });
         if pod.requested_ips.len() > 1 {
             return refuse("the built-in network gives one address".into());
         }
@@ -427,85 +332,45 @@ impl Network {
     }
 
     fn setup_cni(&self, pod: &PodNetwork, list: &ConfList) -> Result<Attachment, Error> {
-        if pod.bandwidth.is_some_and(|b| b != Bandwidth::default())
-            && !list.has_capability("bandwidth")
-        {
-            return Err(Error::Bandwidth {
-                sandbox_id: pod.sandbox_id.clone(),
-                network: list.name.clone(),
-            });
+        if pod.bandwidth.is_some_and(|b| b != Bandwidth::default()) && !list.has_capability("bandwidth") {
+            return Err(Error::Bandwidth { sandbox_id: pod.sandbox_id.clone(), network: list.name.clone() });
         }
-        let mut cni = CniRecord {
-            list: list.raw.clone(),
-            args: cni::args(pod),
-            capabilities: cni::capabilities(pod),
-            ips: Vec::new(),
-            result: None,
-        };
+        let mut cni =
+            CniRecord { list: list.raw.clone(), args: cni::args(pod), capabilities: cni::capabilities(pod), ips: Vec::new(), result: None };
         let mut record = {
             let mut state = self.lock();
             if state.sandboxes.contains_key(&pod.sandbox_id) {
-                return Err(Error::Exists {
-                    sandbox_id: pod.sandbox_id.clone(),
-                });
+                return Err(Error::Exists { sandbox_id: pod.sandbox_id.clone() });
             }
             let kind = Kind::Cni(Box::new(cni.clone()));
-            let record =
-                self.records
-                    .new_record(&pod.sandbox_id, &pod.netns_path, bridge::INTERFACE, kind);
+            let record = self.records.new_record(&pod.sandbox_id, &pod.netns_path, bridge::INTERFACE, kind);
             self.records.save(&record)?;
-            state
-                .sandboxes
-                .insert(pod.sandbox_id.clone(), record.clone());
+            state.sandboxes.insert(pod.sandbox_id.clone(), record.clone());
             record
         };
         bridge::loopback_up(&pod.netns_path, &pod.sandbox_id)?;
-        let result = cni::add(
-            list,
-            &self.invocation(&record, &cni.args),
-            &cni.capabilities,
-        )?;
+        let result = cni::add(list, &self.invocation(&record, &cni.args), &cni.capabilities)?;
         cni.ips = cni::result_ips(&result);
         cni.result = Some(result.clone());
         let ips = cni.ips.clone();
         record.kind = Kind::Cni(Box::new(cni));
         self.records.save(&record)?;
-        self.lock()
-            .sandboxes
-            .insert(pod.sandbox_id.clone(), record.clone());
-        Ok(Attachment {
-            ips,
-            interface: record.interface,
-            network: list.name.clone(),
-            cni_result: Some(result),
-        })
+        self.lock().sandboxes.insert(pod.sandbox_id.clone(), record.clone());
+        Ok(Attachment { ips, interface: record.interface, network: list.name.clone(), cni_result: Some(result) })
     }
 
     fn delete_cni(&self, record: &Record, cni: &CniRecord) -> Result<(), Error> {
         let list = ConfList::parse(cni.list.clone(), Utf8Path::new("(record)"))?;
         let call = self.invocation(record, &cni.args);
-        Ok(cni::delete(
-            &list,
-            &call,
-            &cni.capabilities,
-            cni.result.as_ref(),
-        )?)
+        Ok(cni::delete(&list, &call, &cni.capabilities, cni.result.as_ref())?)
     }
 
     fn collect_cni(&self, list: &ConfList) -> Result<(), Error> {
         let state = self.lock();
         let of_list = |r: &&Record| matches!(&r.kind, Kind::Cni(cni) if cni.list["name"] == list.name.as_str());
-        let valid: Vec<_> = state
-            .sandboxes
-            .values()
-            .filter(of_list)
-            .map(|r| (r.sandbox_id.clone(), r.interface.clone()))
-            .collect();
+        let valid: Vec<_> = state.sandboxes.values().filter(of_list).map(|r| (r.sandbox_id.clone(), r.interface.clone())).collect();
         drop(state);
-        let call = Invocation {
-            bin_dirs: &self.config.cni_bin_dirs,
-            ..Invocation::default()
-        };
+        let call = Invocation { bin_dirs: &self.config.cni_bin_dirs, ..Invocation::default() };
         Ok(cni::collect(list, &call, &valid)?)
     }
 
@@ -513,11 +378,7 @@ impl Network {
         Invocation {
             bin_dirs: &self.config.cni_bin_dirs,
             container_id: &record.sandbox_id,
-            netns: if netns::is_pinned(&record.netns_path) {
-                record.netns_path.as_str()
-            } else {
-                ""
-            },
+            netns: if netns::is_pinned(&record.netns_path) { record.netns_path.as_str() } else { "" },
             interface: &record.interface,
             args,
         }

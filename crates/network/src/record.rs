@@ -30,10 +30,7 @@ pub(crate) struct Record {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
-    Bridge {
-        address: Ipv4Addr,
-        ports: Vec<PortMapping>,
-    },
+    Bridge { address: Ipv4Addr, ports: Vec<PortMapping> },
     Cni(Box<CniRecord>),
 }
 
@@ -71,41 +68,21 @@ impl Records {
         let sandboxes = dir.join("sandboxes");
         fs::create_dir_all(&sandboxes).map_err(file("create directory", &sandboxes))?;
         let lock_path = dir.join("lock");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(file("open", &lock_path))?;
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(file("open", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
-                return Err(Error::InUse {
-                    path: dir.to_owned(),
-                });
+                return Err(Error::InUse { path: dir.to_owned() });
             }
             Err(fs::TryLockError::Error(e)) => return Err(file("lock", &lock_path)(e)),
         }
         let boot_path = Utf8Path::new("/proc/sys/kernel/random/boot_id");
-        let boot_id = fs::read_to_string(boot_path)
-            .map_err(file("read", boot_path))?
-            .trim()
-            .to_owned();
-        Ok(Self {
-            dir: dir.to_owned(),
-            boot_id,
-            _lock: lock,
-        })
+        let boot_id = fs::read_to_string(boot_path).map_err(file("read", boot_path))?.trim().to_owned();
+        Ok(Self { dir: dir.to_owned(), boot_id, _lock: lock })
     }
 
     /// A record of this version and boot.
-    pub fn new_record(
-        &self,
-        sandbox_id: &str,
-        netns_path: &Utf8Path,
-        interface: &str,
-        kind: Kind,
-    ) -> Record {
+    pub fn new_record(&self, sandbox_id: &str, netns_path: &Utf8Path, interface: &str, kind: Kind) -> Record {
         Record {
             version: VERSION,
             boot_id: self.boot_id.clone(),
@@ -128,17 +105,9 @@ impl Records {
                 continue;
             }
             let bytes = fs::read(path).map_err(file("read", path))?;
-            let record: Record =
-                serde_json::from_slice(&bytes).map_err(|source| Error::Record {
-                    path: path.to_owned(),
-                    source,
-                })?;
+            let record: Record = serde_json::from_slice(&bytes).map_err(|source| Error::Record { path: path.to_owned(), source })?;
             if record.version > VERSION {
-                return Err(Error::RecordVersion {
-                    path: path.to_owned(),
-                    version: record.version,
-                    known: VERSION,
-                });
+                return Err(Error::RecordVersion { path: path.to_owned(), version: record.version, known: VERSION });
             }
             if record.boot_id != self.boot_id && matches!(record.kind, Kind::Bridge { .. }) {
                 remove(path)?;
@@ -167,18 +136,13 @@ impl Records {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(file("read", &path)(e)),
         };
-        let host: Host =
-            serde_json::from_slice(&bytes).map_err(|source| Error::Record { path, source })?;
+        let host: Host = serde_json::from_slice(&bytes).map_err(|source| Error::Record { path, source })?;
         Ok((host.boot_id == self.boot_id).then_some(host))
     }
 
     /// Records the host's setting before it is changed.
     pub fn save_host(&self, ip_forward: &str) -> Result<(), Error> {
-        let host = Host {
-            version: VERSION,
-            boot_id: self.boot_id.clone(),
-            ip_forward: ip_forward.to_owned(),
-        };
+        let host = Host { version: VERSION, boot_id: self.boot_id.clone(), ip_forward: ip_forward.to_owned() };
         self.write(&self.dir.join("host.json"), &host)
     }
 
@@ -191,11 +155,7 @@ impl Records {
         for dir in [sandboxes, self.dir.clone()] {
             match fs::remove_dir(&dir) {
                 Ok(()) => {}
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
-                    ) => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {}
                 Err(e) => return Err(file("remove directory", &dir)(e)),
             }
         }
@@ -203,16 +163,11 @@ impl Records {
     }
 
     fn path(&self, sandbox_id: &str) -> Utf8PathBuf {
-        self.dir
-            .join("sandboxes")
-            .join(format!("{sandbox_id}.json"))
+        self.dir.join("sandboxes").join(format!("{sandbox_id}.json"))
     }
 
     fn write(&self, path: &Utf8Path, value: &impl Serialize) -> Result<(), Error> {
-        let bytes = serde_json::to_vec(value).map_err(|source| Error::Record {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes = serde_json::to_vec(value).map_err(|source| Error::Record { path: path.to_owned(), source })?;
         let temporary = path.with_extension("tmp");
         let mut out = File::create(&temporary).map_err(file("create", &temporary))?;
         out.write_all(&bytes).map_err(file("write", &temporary))?;

@@ -21,21 +21,14 @@ impl Host {
     }
 
     fn config(&self) -> Config {
-        Config {
-            cni_conf_dir: self.path().join("net.d"),
-            ..Config::new(self.path().join("state"))
-        }
+        Config { cni_conf_dir: self.path().join("net.d"), ..Config::new(self.path().join("state")) }
     }
 
     fn pod(&self, id: &str, ports: &[(u16, u16)]) -> PodNetwork {
         let netns_path = self.path().join(id);
         netns::create(&netns_path).unwrap();
-        let mapping = |&(host_port, container_port): &(u16, u16)| PortMapping {
-            protocol: Protocol::Tcp,
-            container_port,
-            host_port,
-            host_ip: None,
-        };
+        let mapping =
+            |&(host_port, container_port): &(u16, u16)| PortMapping { protocol: Protocol::Tcp, container_port, host_port, host_ip: None };
         PodNetwork {
             sandbox_id: id.into(),
             namespace: "default".into(),
@@ -55,9 +48,7 @@ fn on_own_host(test: impl FnOnce(&Host) + Send) {
         return;
     }
     linux::netns::in_private(|| {
-        let host = Host {
-            dir: tempfile::tempdir().unwrap(),
-        };
+        let host = Host { dir: tempfile::tempdir().unwrap() };
         linux::rtnl::Route::open().unwrap().set_up(1).unwrap();
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap();
         test(&host);
@@ -75,9 +66,7 @@ fn within<T: Send>(path: &Utf8Path, visit: impl FnOnce() -> T + Send) -> T {
 
 /// Serves one connection after another: answers with the peer's address as the server sees it.
 fn serve(path: &Utf8Path, port: u16) {
-    let listener = within(path, || {
-        TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()
-    });
+    let listener = within(path, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
@@ -104,22 +93,13 @@ fn v4(ips: &[IpAddr]) -> Ipv4Addr {
 }
 
 fn links() -> Vec<String> {
-    let mut names: Vec<_> = linux::rtnl::Route::open()
-        .unwrap()
-        .links()
-        .unwrap()
-        .into_iter()
-        .map(|l| l.name)
-        .collect();
+    let mut names: Vec<_> = linux::rtnl::Route::open().unwrap().links().unwrap().into_iter().map(|l| l.name).collect();
     names.sort();
     names
 }
 
 fn tables() -> Vec<String> {
-    linux::nftables::Nftables::open()
-        .unwrap()
-        .tables(linux::nftables::TableFamily::Ipv4)
-        .unwrap()
+    linux::nftables::Nftables::open().unwrap().tables(linux::nftables::TableFamily::Ipv4).unwrap()
 }
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
@@ -143,30 +123,12 @@ fn pods_reach_each_other_and_host_ports() {
         serve(&a.netns_path, 80);
         let gateway = Ipv4Addr::new(10, 85, 0, 1);
 
-        assert_eq!(
-            within(&b.netns_path, || ask((a_ip, 80))).unwrap(),
-            b_ip,
-            "pod to pod keeps the source"
-        );
+        assert_eq!(within(&b.netns_path, || ask((a_ip, 80))).unwrap(), b_ip, "pod to pod keeps the source");
         assert_eq!(ask((a_ip, 80)).unwrap(), gateway, "host to pod");
-        assert_eq!(
-            ask((Ipv4Addr::LOCALHOST, 8080)).unwrap(),
-            gateway,
-            "host port by 127.0.0.1"
-        );
-        assert_eq!(
-            ask((gateway, 8080)).unwrap(),
-            gateway,
-            "host port by the host's address"
-        );
-        assert!(
-            within(&b.netns_path, || ask((gateway, 8080))).is_ok(),
-            "pod to another pod's host port"
-        );
-        assert!(
-            within(&a.netns_path, || ask((gateway, 8080))).is_ok(),
-            "pod to itself by its host port"
-        );
+        assert_eq!(ask((Ipv4Addr::LOCALHOST, 8080)).unwrap(), gateway, "host port by 127.0.0.1");
+        assert_eq!(ask((gateway, 8080)).unwrap(), gateway, "host port by the host's address");
+        assert!(within(&b.netns_path, || ask((gateway, 8080))).is_ok(), "pod to another pod's host port");
+        assert!(within(&a.netns_path, || ask((gateway, 8080))).is_ok(), "pod to itself by its host port");
         network.check("a").unwrap();
 
         network.teardown("a").unwrap();
@@ -178,12 +140,7 @@ fn pods_reach_each_other_and_host_ports() {
         network.remove_all().unwrap();
         until("veths go with their namespaces", || links() == before.0);
         assert_eq!(tables(), before.1);
-        assert_eq!(
-            std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")
-                .unwrap()
-                .trim(),
-            "0"
-        );
+        assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "0");
         assert!(!host.path().join("state").exists());
     });
 }
@@ -194,27 +151,14 @@ fn pods_are_masqueraded_outside_and_kept_off_the_host_loopback() {
         let network = Network::open(host.config()).unwrap();
         let outside = host.path().join("outside");
         netns::create(&outside).unwrap();
-        let sh = |script: &str| {
-            assert!(
-                Command::new("sh")
-                    .args(["-ec", script])
-                    .status()
-                    .unwrap()
-                    .success(),
-                "{script}"
-            )
-        };
+        let sh = |script: &str| assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
         sh("ip link add up0 type veth peer name out0");
         sh("ip addr add 192.0.2.1/24 dev up0; ip link set up0 up");
         sh(&format!("nsenter --net={outside} true"));
         let path = outside.clone();
         // Moved by a process of ours, so that the namespace can be named by path.
-        sh(&format!(
-            "touch /run/netns-test 2>/dev/null; nsenter --net={path} sleep 5 & pid=$!; ip link set out0 netns $pid; kill $pid"
-        ));
-        sh(&format!(
-            "nsenter --net={path} sh -c 'ip addr add 192.0.2.2/24 dev out0; ip link set out0 up'; rm -f /run/netns-test"
-        ));
+        sh(&format!("touch /run/netns-test 2>/dev/null; nsenter --net={path} sleep 5 & pid=$!; ip link set out0 netns $pid; kill $pid"));
+        sh(&format!("nsenter --net={path} sh -c 'ip addr add 192.0.2.2/24 dev out0; ip link set out0 up'; rm -f /run/netns-test"));
         serve(&outside, 90);
 
         let pod = host.pod("m", &[]);
@@ -224,19 +168,12 @@ fn pods_are_masqueraded_outside_and_kept_off_the_host_loopback() {
 
         // A pod that routes 127/8 to the bridge must not reach a service on the host's loopback.
         let listener = UdpSocket::bind((Ipv4Addr::LOCALHOST, 4444)).unwrap();
-        listener
-            .set_read_timeout(Some(Duration::from_millis(300)))
-            .unwrap();
+        listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         within(&pod.netns_path, || {
             std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap();
-            sh(
-                "ip route del local 127.0.0.0/8 dev lo table local; ip route del local 127.0.0.1 dev lo table local; \
-                ip route add 127.0.0.0/8 via 10.85.0.1 dev eth0",
-            );
-            UdpSocket::bind("0.0.0.0:0")
-                .unwrap()
-                .send_to(b"x", (Ipv4Addr::LOCALHOST, 4444))
-                .unwrap();
+            sh("ip route del local 127.0.0.0/8 dev lo table local; ip route del local 127.0.0.1 dev lo table local; \
+                ip route add 127.0.0.0/8 via 10.85.0.1 dev eth0");
+            UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", (Ipv4Addr::LOCALHOST, 4444)).unwrap();
         });
         assert!(listener.recv(&mut [0; 8]).is_err(), "the guard drops it");
         netns::remove(&pod.netns_path).unwrap();
@@ -249,10 +186,7 @@ fn pods_are_masqueraded_outside_and_kept_off_the_host_loopback() {
 fn addresses_and_ports_survive_a_restart() {
     on_own_host(|host| {
         let network = Network::open(host.config()).unwrap();
-        assert!(matches!(
-            Network::open(host.config()),
-            Err(Error::InUse { .. })
-        ));
+        assert!(matches!(Network::open(host.config()), Err(Error::InUse { .. })));
         let a = host.pod("a", &[(8080, 80)]);
         let a_ip = v4(&network.setup(&a).unwrap().ips);
         serve(&a.netns_path, 80);
@@ -260,17 +194,11 @@ fn addresses_and_ports_survive_a_restart() {
 
         let network = Network::open(host.config()).unwrap();
         assert_eq!(v4(&network.attachment("a").unwrap().ips), a_ip);
-        assert!(
-            ask((Ipv4Addr::LOCALHOST, 8080)).is_ok(),
-            "host port after the restart"
-        );
+        assert!(ask((Ipv4Addr::LOCALHOST, 8080)).is_ok(), "host port after the restart");
         assert!(matches!(network.setup(&a), Err(Error::Exists { .. })));
         let b = host.pod("b", &[(8080, 80)]);
         assert!(matches!(network.setup(&b), Err(Error::PortTaken { owner, .. }) if owner == "a"));
-        let b = PodNetwork {
-            port_mappings: Vec::new(),
-            ..b
-        };
+        let b = PodNetwork { port_mappings: Vec::new(), ..b };
         assert_ne!(v4(&network.setup(&b).unwrap().ips), a_ip);
 
         // What no sandbox owns any more is torn down, what is alive stays.
@@ -280,13 +208,7 @@ fn addresses_and_ports_survive_a_restart() {
         network.check("a").unwrap();
 
         // A flushed ruleset is written anew by the next pod with a host port.
-        assert!(
-            Command::new("nft")
-                .args(["flush", "ruleset"])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
         let c = host.pod("c", &[(8081, 80)]);
         network.setup(&c).unwrap();
         assert!(ask((Ipv4Addr::LOCALHOST, 8080)).is_ok());
@@ -308,10 +230,7 @@ fn records_cut_off_by_a_crash_are_harmless() {
                       "kind":{"bridge":{"address":"10.85.0.2","ports":[]}}}"#;
         std::fs::write(dir.join("y.json"), old).unwrap();
         let network = Network::open(host.config()).unwrap();
-        assert!(
-            network.sandboxes().is_empty(),
-            "a record from before the reboot is forgotten"
-        );
+        assert!(network.sandboxes().is_empty(), "a record from before the reboot is forgotten");
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
         // A namespace that vanished half-way leaves no record and no address.
         let mut gone = host.pod("gone", &[]);
@@ -328,22 +247,13 @@ fn records_cut_off_by_a_crash_are_harmless() {
 fn a_second_instance_is_told_who_has_the_bridge() {
     on_own_host(|host| {
         let network = Network::open(host.config()).unwrap();
-        let second = Config {
-            state_dir: host.path().join("second"),
-            ..host.config()
-        };
+        let second = Config { state_dir: host.path().join("second"), ..host.config() };
         match Network::open(second.clone()) {
             Err(Error::BridgeOwned { owner, .. }) => assert_eq!(owner, host.path().join("state")),
             other => panic!("{other:?}"),
         }
-        let other_bridge = Config {
-            bridge: "other0".into(),
-            ..second
-        };
-        assert!(matches!(
-            Network::open(other_bridge),
-            Err(Error::CidrTaken { .. })
-        ));
+        let other_bridge = Config { bridge: "other0".into(), ..second };
+        assert!(matches!(Network::open(other_bridge), Err(Error::CidrTaken { .. })));
         network.remove_all().unwrap();
     });
 }
@@ -368,24 +278,14 @@ fn a_conflist_takes_precedence_and_is_executed() {
         std::fs::create_dir_all(host.path().join("net.d")).unwrap();
         for name in ["first", "second"] {
             let path = bin.join(name);
-            std::fs::write(
-                &path,
-                PLUGIN
-                    .replace("LOG", log.as_str())
-                    .replace("FAIL", fail.as_str()),
-            )
-            .unwrap();
-            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-                .unwrap();
+            std::fs::write(&path, PLUGIN.replace("LOG", log.as_str()).replace("FAIL", fail.as_str())).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         }
         let conflist = r#"{"cniVersion":"1.0.0","cniVersions":["1.1.0"],"name":"net","plugins":[
             {"type":"first","mine":1},{"type":"second","capabilities":{"portMappings":true}}]}"#;
         let conf_path = host.path().join("net.d/10-net.conflist");
         std::fs::write(&conf_path, conflist).unwrap();
-        let config = Config {
-            cni_bin_dirs: vec![bin],
-            ..host.config()
-        };
+        let config = Config { cni_bin_dirs: vec![bin], ..host.config() };
         let network = Network::open(config.clone()).unwrap();
         assert_eq!(links(), ["lo"], "no bridge beside a conflist");
         assert_eq!(network.status().unwrap().network, "net");
@@ -398,72 +298,34 @@ fn a_conflist_takes_precedence_and_is_executed() {
         drop(network);
         // DEL works from the record alone: after a restart, and with the configuration gone.
         std::fs::remove_file(&conf_path).unwrap();
-        let network = Network::open(Config {
-            bridge: "unused0".into(),
-            ..config.clone()
-        })
-        .unwrap();
+        let network = Network::open(Config { bridge: "unused0".into(), ..config.clone() }).unwrap();
         assert_eq!(network.attachment("p").unwrap(), attachment);
         network.teardown("p").unwrap();
         let lines = std::fs::read_to_string(&log).unwrap();
         let of = |n: usize| lines.lines().nth(n).unwrap().to_owned();
-        let starts: Vec<String> = lines
-            .lines()
-            .map(|l| l.split(' ').take(2).collect::<Vec<_>>().join(" "))
-            .collect();
+        let starts: Vec<String> = lines.lines().map(|l| l.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
         assert_eq!(
             starts,
-            [
-                "first STATUS",
-                "second STATUS",
-                "first ADD",
-                "second ADD",
-                "first CHECK",
-                "second CHECK",
-                "second DEL",
-                "first DEL"
-            ]
-        );
-        assert!(of(2).contains("p eth0 IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p;K8S_POD_INFRA_CONTAINER_ID=p;K8S_POD_UID=uid-p"));
-        assert!(
-            of(2).contains("\"mine\":1")
-                && of(2).contains("\"cniVersion\":\"1.1.0\"")
-                && !of(2).contains("prevResult")
+            ["first STATUS", "second STATUS", "first ADD", "second ADD", "first CHECK", "second CHECK", "second DEL", "first DEL"]
         );
         assert!(
-            !of(2).contains("runtimeConfig")
-                && of(3).contains("\"hostPort\":8080")
-                && of(3).contains("\"hostIP\":\"127.0.0.1\"")
+            of(2)
+                .contains("p eth0 IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p;K8S_POD_INFRA_CONTAINER_ID=p;K8S_POD_UID=uid-p")
         );
-        assert!(
-            of(3).contains("prevResult")
-                && of(6).contains("prevResult")
-                && of(7).contains("10.1.2.3/24")
-        );
+        assert!(of(2).contains("\"mine\":1") && of(2).contains("\"cniVersion\":\"1.1.0\"") && !of(2).contains("prevResult"));
+        assert!(!of(2).contains("runtimeConfig") && of(3).contains("\"hostPort\":8080") && of(3).contains("\"hostIP\":\"127.0.0.1\""));
+        assert!(of(3).contains("prevResult") && of(6).contains("prevResult") && of(7).contains("10.1.2.3/24"));
 
         // A plugin that fails: its own words, and everything is deleted again.
         std::fs::write(&conf_path, conflist).unwrap();
         std::fs::write(&fail, "").unwrap();
         let error = network.setup(&pod).unwrap_err().to_string();
-        assert!(
-            error.contains("second") && error.contains("try later") && error.contains("code 11"),
-            "{error}"
-        );
+        assert!(error.contains("second") && error.contains("try later") && error.contains("code 11"), "{error}");
         assert!(network.sandboxes().is_empty());
-        assert!(
-            std::fs::read_to_string(&log)
-                .unwrap()
-                .lines()
-                .last()
-                .unwrap()
-                .starts_with("first DEL")
-        );
+        assert!(std::fs::read_to_string(&log).unwrap().lines().last().unwrap().starts_with("first DEL"));
 
         std::fs::write(&conf_path, "{").unwrap();
-        assert!(
-            network.status().is_err() && network.setup(&pod).is_err(),
-            "a broken conflist is not passed over"
-        );
+        assert!(network.status().is_err() && network.setup(&pod).is_err(), "a broken conflist is not passed over");
         netns::remove(&pod.netns_path).unwrap();
         std::fs::remove_file(&conf_path).unwrap();
         network.remove_all().unwrap();

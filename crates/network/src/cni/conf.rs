@@ -5,15 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::Error;
 
-const VERSIONS: [(u32, u32, u32); 7] = [
-    (0, 1, 0),
-    (0, 2, 0),
-    (0, 3, 0),
-    (0, 3, 1),
-    (0, 4, 0),
-    (1, 0, 0),
-    (1, 1, 0),
-];
+const VERSIONS: [(u32, u32, u32); 7] = [(0, 1, 0), (0, 2, 0), (0, 3, 0), (0, 3, 1), (0, 4, 0), (1, 0, 0), (1, 1, 0)];
 
 /// A network configuration list, checked.
 #[derive(Debug, Clone)]
@@ -32,18 +24,10 @@ pub(crate) struct ConfList {
 /// # Errors
 /// When the first file is not a usable configuration; no other is taken in its place.
 pub(crate) fn load(dir: &Utf8Path) -> Result<Option<ConfList>, Error> {
-    let read = |source| Error::Read {
-        path: dir.to_owned(),
-        source,
-    };
+    let read = |source| Error::Read { path: dir.to_owned(), source };
     let entries = match dir.read_dir_utf8() {
         Ok(entries) => entries,
-        Err(e)
-            if matches!(
-                e.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
-            ) =>
-        {
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
         Err(e) => return Err(read(e)),
@@ -59,19 +43,9 @@ pub(crate) fn load(dir: &Utf8Path) -> Result<Option<ConfList>, Error> {
     let Some(path) = paths.into_iter().next() else {
         return Ok(None);
     };
-    let bytes = std::fs::read(&path).map_err(|source| Error::Read {
-        path: path.clone(),
-        source,
-    })?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|source| Error::Parse {
-        path: path.clone(),
-        source,
-    })?;
-    let value = if path.extension() != Some("conflist") && value.get("plugins").is_none() {
-        wrap(value)
-    } else {
-        value
-    };
+    let bytes = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|source| Error::Parse { path: path.clone(), source })?;
+    let value = if path.extension() != Some("conflist") && value.get("plugins").is_none() { wrap(value) } else { value };
     ConfList::parse(value, &path).map(Some)
 }
 
@@ -91,16 +65,11 @@ impl ConfList {
     /// # Errors
     /// [`Error::Invalid`].
     pub fn parse(raw: Value, path: &Utf8Path) -> Result<Self, Error> {
-        let invalid = |what: String| Error::Invalid {
-            path: path.to_owned(),
-            what,
-        };
+        let invalid = |what: String| Error::Invalid { path: path.to_owned(), what };
         let name = raw["name"].as_str().unwrap_or_default().to_owned();
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(fits) {
-            return Err(invalid(format!(
-                "name {name:?} is not letters, digits, '_', '.' and '-'"
-            )));
+            return Err(invalid(format!("name {name:?} is not letters, digits, '_', '.' and '-'")));
         }
         let version = pick_version(&raw).map_err(&invalid)?;
         let plugins = raw["plugins"].as_array().cloned().unwrap_or_default();
@@ -121,33 +90,17 @@ impl ConfList {
             other => Err(invalid(format!("{key} is {other}, expected true or false"))),
         };
         let (disable_check, disable_gc) = (flag("disableCheck")?, flag("disableGC")?);
-        Ok(Self {
-            name,
-            version,
-            disable_check,
-            disable_gc,
-            plugins,
-            raw,
-        })
+        Ok(Self { name, version, disable_check, disable_gc, plugins, raw })
     }
 
     /// What a plugin gets on stdin: its own configuration with name, version, the capability arguments that it declares, and the previous result.
-    pub fn plugin_conf(
-        &self,
-        plugin: &Value,
-        capabilities: &Map<String, Value>,
-        previous: Option<&Value>,
-    ) -> Value {
+    pub fn plugin_conf(&self, plugin: &Value, capabilities: &Map<String, Value>, previous: Option<&Value>) -> Value {
         let mut conf = plugin.clone();
         conf["name"] = self.name.clone().into();
         let (major, minor, patch) = self.version;
         conf["cniVersion"] = format!("{major}.{minor}.{patch}").into();
         let declared = |name: &str| plugin["capabilities"][name].as_bool() == Some(true);
-        let wanted: Map<_, _> = capabilities
-            .iter()
-            .filter(|(name, _)| declared(name))
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect();
+        let wanted: Map<_, _> = capabilities.iter().filter(|(name, _)| declared(name)).map(|(k, v)| (k.clone(), v.clone())).collect();
         if !wanted.is_empty() {
             conf["runtimeConfig"] = wanted.into();
         }
@@ -159,46 +112,25 @@ impl ConfList {
 
     /// Whether some plugin of the list takes the capability.
     pub fn has_capability(&self, name: &str) -> bool {
-        self.plugins
-            .iter()
-            .any(|p| p["capabilities"][name].as_bool() == Some(true))
+        self.plugins.iter().any(|p| p["capabilities"][name].as_bool() == Some(true))
     }
 }
 
 /// The highest version that both the list and we know, of `cniVersion` and (since 1.1) `cniVersions`.
 fn pick_version(raw: &Value) -> Result<(u32, u32, u32), String> {
     let mut offered: Vec<String> = Vec::new();
-    offered.extend(
-        raw["cniVersion"]
-            .as_str()
-            .filter(|v| !v.is_empty())
-            .map(str::to_owned),
-    );
-    offered.extend(
-        raw["cniVersions"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|v| v.as_str().map(str::to_owned)),
-    );
+    offered.extend(raw["cniVersion"].as_str().filter(|v| !v.is_empty()).map(str::to_owned));
+    offered.extend(raw["cniVersions"].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)));
     if offered.is_empty() {
         return Ok((0, 1, 0));
     }
-    let known = offered
-        .iter()
-        .filter_map(|text| parse_version(text))
-        .filter(|v| VERSIONS.contains(v))
-        .max();
+    let known = offered.iter().filter_map(|text| parse_version(text)).filter(|v| VERSIONS.contains(v)).max();
     known.ok_or_else(|| format!("none of its versions {offered:?} is known (0.1.0 to 1.1.0)"))
 }
 
 fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     let mut parts = text.split('.').map(|part| part.parse().ok());
-    let version = (
-        parts.next()??,
-        parts.next().unwrap_or(Some(0))?,
-        parts.next().unwrap_or(Some(0))?,
-    );
+    let version = (parts.next()??, parts.next().unwrap_or(Some(0))?, parts.next().unwrap_or(Some(0))?);
     parts.next().is_none().then_some(version)
 }
 
@@ -212,17 +144,9 @@ mod tests {
 
     #[test]
     fn versions_are_negotiated() {
-        let list = |version: Value, more: Value| {
-            parse(
-                json!({"name":"a","cniVersion":version,"cniVersions":more,"plugins":[{"type":"p"}]}),
-            )
-        };
-        assert_eq!(
-            list(json!("1.0.0"), json!(["0.4.0", "1.1.0", "9.0.0"]))
-                .unwrap()
-                .version,
-            (1, 1, 0)
-        );
+        let list =
+            |version: Value, more: Value| parse(json!({"name":"a","cniVersion":version,"cniVersions":more,"plugins":[{"type":"p"}]}));
+        assert_eq!(list(json!("1.0.0"), json!(["0.4.0", "1.1.0", "9.0.0"])).unwrap().version, (1, 1, 0));
         assert_eq!(list(Value::Null, Value::Null).unwrap().version, (0, 1, 0));
         assert!(list(json!("2.0.0"), Value::Null).is_err());
     }
@@ -238,10 +162,7 @@ mod tests {
         let conf = list.plugin_conf(&list.plugins[0], &offered, Some(&json!({"ips":[]})));
         assert_eq!(conf["runtimeConfig"], json!({"portMappings":[1]}));
         assert_eq!(conf["prevResult"], json!({"ips":[]}));
-        assert_eq!(
-            (&conf["name"], &conf["cniVersion"]),
-            (&json!("a"), &json!("1.0.0"))
-        );
+        assert_eq!((&conf["name"], &conf["cniVersion"]), (&json!("a"), &json!("1.0.0")));
     }
 
     #[test]

@@ -28,44 +28,19 @@ pub(crate) struct Invocation<'a> {
 impl Invocation<'_> {
     /// The plugin's path: the first directory that has it.
     pub fn find(&self, plugin: &str) -> Result<Utf8PathBuf, Error> {
-        let found = self
-            .bin_dirs
-            .iter()
-            .map(|dir| dir.join(plugin))
-            .find(|path| path.is_file());
-        found.ok_or_else(|| Error::PluginMissing {
-            plugin: plugin.to_owned(),
-            dirs: self.bin_dirs.to_vec(),
-        })
+        let found = self.bin_dirs.iter().map(|dir| dir.join(plugin)).find(|path| path.is_file());
+        found.ok_or_else(|| Error::PluginMissing { plugin: plugin.to_owned(), dirs: self.bin_dirs.to_vec() })
     }
 
     /// Executes `command` of the plugin and returns what it printed, if anything.
     ///
     /// # Errors
     /// [`Error::Plugin`] with the plugin's own error, [`Error::Execute`] when it does not start or does not end.
-    pub fn run(
-        &self,
-        command: &'static str,
-        plugin: &str,
-        conf: &Value,
-    ) -> Result<Option<Value>, Error> {
+    pub fn run(&self, command: &'static str, plugin: &str, conf: &Value) -> Result<Option<Value>, Error> {
         let path = self.find(plugin)?;
-        let execute = |act| {
-            move |source| Error::Execute {
-                act,
-                plugin: plugin.to_owned(),
-                source,
-            }
-        };
-        let mut child = self
-            .command(command, &path)
-            .spawn()
-            .map_err(execute("start"))?;
-        let output = exchange(
-            &mut child,
-            conf.to_string().into_bytes(),
-            Instant::now() + DEADLINE,
-        );
+        let execute = |act| move |source| Error::Execute { act, plugin: plugin.to_owned(), source };
+        let mut child = self.command(command, &path).spawn().map_err(execute("start"))?;
+        let output = exchange(&mut child, conf.to_string().into_bytes(), Instant::now() + DEADLINE);
         if output.is_err() {
             let _ = child.kill();
         }
@@ -73,23 +48,12 @@ impl Invocation<'_> {
         let (stdout, stderr) = output.map_err(execute("talk to"))?;
         let printed = String::from_utf8_lossy(&stdout);
         if !status.success() {
-            return Err(failure(
-                plugin,
-                command,
-                &printed,
-                &String::from_utf8_lossy(&stderr),
-                &status.to_string(),
-            ));
+            return Err(failure(plugin, command, &printed, &String::from_utf8_lossy(&stderr), &status.to_string()));
         }
         if printed.trim().is_empty() {
             return Ok(None);
         }
-        serde_json::from_slice(&stdout)
-            .map(Some)
-            .map_err(|e| Error::Result {
-                plugin: plugin.to_owned(),
-                what: e.to_string(),
-            })
+        serde_json::from_slice(&stdout).map(Some).map_err(|e| Error::Result { plugin: plugin.to_owned(), what: e.to_string() })
     }
 
     fn command(&self, command: &str, path: &Utf8Path) -> Command {
@@ -114,31 +78,14 @@ fn failure(plugin: &str, command: &'static str, stdout: &str, stderr: &str, stat
     let parsed: Value = serde_json::from_str(stdout).unwrap_or(Value::Null);
     let text = |key: &str| parsed[key].as_str().unwrap_or_default().to_owned();
     let message = match text("msg") {
-        message if message.is_empty() => format!(
-            "{status}: {}",
-            if stderr.trim().is_empty() {
-                stdout.trim()
-            } else {
-                stderr.trim()
-            }
-        ),
+        message if message.is_empty() => format!("{status}: {}", if stderr.trim().is_empty() { stdout.trim() } else { stderr.trim() }),
         message => message,
     };
-    Error::Plugin {
-        plugin: plugin.to_owned(),
-        command,
-        code: parsed["code"].as_u64().unwrap_or(0),
-        message,
-        details: text("details"),
-    }
+    Error::Plugin { plugin: plugin.to_owned(), command, code: parsed["code"].as_u64().unwrap_or(0), message, details: text("details") }
 }
 
 /// Writes stdin and reads both outputs at once, so that no pipe can fill up and block; each on a thread, for a plugin may do neither.
-fn exchange(
-    child: &mut Child,
-    input: Vec<u8>,
-    deadline: Instant,
-) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
+fn exchange(child: &mut Child, input: Vec<u8>, deadline: Instant) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
     let stdin = child.stdin.take();
     std::thread::spawn(move || {
         if let Some(mut stdin) = stdin {
@@ -151,12 +98,7 @@ fn exchange(
     let receive = |channel: mpsc::Receiver<std::io::Result<Vec<u8>>>| {
         channel
             .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            .unwrap_or_else(|_| {
-                Err(std::io::Error::new(
-                    std::io::ErrorKind::TimedOut,
-                    "it did not end in time",
-                ))
-            })
+            .unwrap_or_else(|_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "it did not end in time")))
     };
     Ok((receive(stdout)?, receive(stderr)?))
 }
@@ -166,10 +108,7 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<std::io::
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         let read = match pipe {
-            Some(pipe) => pipe
-                .take(OUTPUT_BYTES_MAX)
-                .read_to_end(&mut bytes)
-                .map(|_| bytes),
+            Some(pipe) => pipe.take(OUTPUT_BYTES_MAX).read_to_end(&mut bytes).map(|_| bytes),
             None => Ok(bytes),
         };
         let _ = sender.send(read);

@@ -25,41 +25,22 @@ const WITH_STATUS: (u32, u32, u32) = (1, 1, 0);
 pub enum Error {
     /// The directory or a file in it could not be read.
     #[error("failed to read CNI configuration {path}")]
-    Read {
-        path: Utf8PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: Utf8PathBuf, source: std::io::Error },
     /// A configuration that is no JSON.
     #[error("failed to parse CNI configuration {path}")]
-    Parse {
-        path: Utf8PathBuf,
-        source: serde_json::Error,
-    },
+    Parse { path: Utf8PathBuf, source: serde_json::Error },
     /// A configuration that the specification forbids.
     #[error("bad CNI configuration {path}: {what}")]
     Invalid { path: Utf8PathBuf, what: String },
     /// No such plugin in the plugin directories.
     #[error("CNI plugin {plugin:?} is in none of {dirs:?}")]
-    PluginMissing {
-        plugin: String,
-        dirs: Vec<Utf8PathBuf>,
-    },
+    PluginMissing { plugin: String, dirs: Vec<Utf8PathBuf> },
     /// The plugin could not be started, or did not end in time.
     #[error("failed to {act} CNI plugin {plugin}")]
-    Execute {
-        act: &'static str,
-        plugin: String,
-        source: std::io::Error,
-    },
+    Execute { act: &'static str, plugin: String, source: std::io::Error },
     /// The plugin said no; code and texts are its own.
     #[error("CNI plugin {plugin} failed {command}: {message} (code {code}){}", if details.is_empty() { String::new() } else { format!(": {details}") })]
-    Plugin {
-        plugin: String,
-        command: &'static str,
-        code: u64,
-        message: String,
-        details: String,
-    },
+    Plugin { plugin: String, command: &'static str, code: u64, message: String, details: String },
     /// The plugin's answer is no result.
     #[error("CNI plugin {plugin} gave a bad result: {what}")]
     Result { plugin: String, what: String },
@@ -86,10 +67,7 @@ pub(crate) fn capabilities(pod: &PodNetwork) -> Map<String, Value> {
     }
     if let Some(limit) = pod.bandwidth {
         let mut bandwidth = Map::new();
-        for (direction, rate) in [
-            ("ingress", limit.ingress_bits_per_second),
-            ("egress", limit.egress_bits_per_second),
-        ] {
+        for (direction, rate) in [("ingress", limit.ingress_bits_per_second), ("egress", limit.egress_bits_per_second)] {
             if rate != 0 {
                 bandwidth.insert(format!("{direction}Rate"), rate.into());
                 bandwidth.insert(format!("{direction}Burst"), u32::MAX.into());
@@ -106,10 +84,7 @@ pub(crate) fn capabilities(pod: &PodNetwork) -> Map<String, Value> {
     if let Some(dns) = &pod.dns {
         all.insert("dns".into(), json!(dns));
     }
-    all.insert(
-        "io.kubernetes.cri.pod-annotations".into(),
-        json!(pod.annotations),
-    );
+    all.insert("io.kubernetes.cri.pod-annotations".into(), json!(pod.annotations));
     all
 }
 
@@ -125,24 +100,15 @@ pub(crate) fn args(pod: &PodNetwork) -> String {
 ///
 /// # Errors
 /// The first failure. What the plugins before it did is not undone here: the caller runs [`delete`].
-pub(crate) fn add(
-    list: &ConfList,
-    call: &Invocation<'_>,
-    capabilities: &Map<String, Value>,
-) -> Result<Value, Error> {
+pub(crate) fn add(list: &ConfList, call: &Invocation<'_>, capabilities: &Map<String, Value>) -> Result<Value, Error> {
     let mut previous: Option<Value> = None;
     for plugin in &list.plugins {
         let conf = list.plugin_conf(plugin, capabilities, previous.as_ref());
         let kind = conf::plugin_type(plugin);
-        let mut result = call.run("ADD", kind, &conf)?.ok_or_else(|| Error::Result {
-            plugin: kind.to_owned(),
-            what: "it printed nothing".into(),
-        })?;
+        let mut result =
+            call.run("ADD", kind, &conf)?.ok_or_else(|| Error::Result { plugin: kind.to_owned(), what: "it printed nothing".into() })?;
         if !result.is_object() {
-            return Err(Error::Result {
-                plugin: kind.to_owned(),
-                what: "expected a JSON object".into(),
-            });
+            return Err(Error::Result { plugin: kind.to_owned(), what: "expected a JSON object".into() });
         }
         if result.get("cniVersion").is_none() {
             result["cniVersion"] = "0.1.0".into();
@@ -187,11 +153,7 @@ pub(crate) fn check(
         return Ok(());
     }
     for plugin in &list.plugins {
-        call.run(
-            "CHECK",
-            conf::plugin_type(plugin),
-            &list.plugin_conf(plugin, capabilities, cached),
-        )?;
+        call.run("CHECK", conf::plugin_type(plugin), &list.plugin_conf(plugin, capabilities, cached))?;
     }
     Ok(())
 }
@@ -215,18 +177,11 @@ pub(crate) fn status(list: &ConfList, call: &Invocation<'_>) -> Result<(), Error
 ///
 /// # Errors
 /// The first failure, after all were tried.
-pub(crate) fn collect(
-    list: &ConfList,
-    call: &Invocation<'_>,
-    attachments: &[(String, String)],
-) -> Result<(), Error> {
+pub(crate) fn collect(list: &ConfList, call: &Invocation<'_>, attachments: &[(String, String)]) -> Result<(), Error> {
     if list.disable_gc || list.version < WITH_STATUS {
         return Ok(());
     }
-    let valid: Vec<Value> = attachments
-        .iter()
-        .map(|(id, name)| json!({"containerID": id, "ifname": name}))
-        .collect();
+    let valid: Vec<Value> = attachments.iter().map(|(id, name)| json!({"containerID": id, "ifname": name})).collect();
     let mut first = None;
     for plugin in &list.plugins {
         let mut conf = list.plugin_conf(plugin, &Map::new(), None);
@@ -242,10 +197,7 @@ pub(crate) fn collect(
 /// The addresses that a result gives the pod, IPv4 first: those of interfaces inside the sandbox, or of none in particular.
 pub(crate) fn result_ips(result: &Value) -> Vec<IpAddr> {
     let parse = |text: &Value| text.as_str()?.split('/').next()?.parse::<IpAddr>().ok();
-    let mut ips: Vec<IpAddr> = ["ip4", "ip6"]
-        .iter()
-        .filter_map(|family| parse(&result[*family]["ip"]))
-        .collect();
+    let mut ips: Vec<IpAddr> = ["ip4", "ip6"].iter().filter_map(|family| parse(&result[*family]["ip"])).collect();
     for ip in result["ips"].as_array().into_iter().flatten() {
         let outside = ip["interface"]
             .as_u64()
