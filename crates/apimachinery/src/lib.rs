@@ -15,6 +15,7 @@ pub mod fields;
 pub mod formats;
 pub mod kinds;
 pub mod normalize;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod schema;
