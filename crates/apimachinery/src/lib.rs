@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod convert;
+pub mod defaulting;
 pub mod field_error;
 pub mod fields;
 pub mod formats;
@@ -21,6 +23,8 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod strategy;
+pub mod table;
 pub mod time;
 
 pub use kinds::{Gvk, KindFacts};
