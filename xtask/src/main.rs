@@ -1,13 +1,25 @@
-//! Build, gate, test, demonstrate and measure Coracle.
+//! Build, gate, test, demonstrate and measure Coracle: `cargo xtask`.
 
+#![forbid(unsafe_code)]
+
+mod build;
+mod demo;
+mod gate;
 mod generate;
+mod setup;
+mod sh;
+mod skips;
+mod test;
+mod tidy;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "xtask")]
+#[command(name = "cargo xtask", about = "Build, gate, test, demonstrate and measure Coracle")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -15,6 +27,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The gate: format, clippy, licences, bans and sources of dependencies, tidy.
+    Ci,
+    /// Only the checks of our own: rows, heads, `unsafe`, sizes.
+    Tidy,
+    /// The gate and all tests.
+    Test(test::Args),
+    /// Build, run a cluster, apply examples/hello.yaml, ask a pod, draw its waterfall.
+    Demo(demo::Args),
+    /// Build the executables: the release `coracle`, and the static shim and OCI runtime beside it.
+    Build,
+    /// Build upstream's programs for tests and benchmarks, where Go is.
+    Peers,
     /// Write generated data files.
     Generate {
         #[command(subcommand)]
@@ -38,10 +62,30 @@ enum Generate {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Ci => gate::run(),
+        Command::Tidy => tidy::run(),
+        Command::Test(args) => test::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Build => build::all(build::Profile::Release).map(|executables| println!("{}", executables.directory.display())),
+        Command::Peers => {
+            let host = setup::prepare(setup::Need::Tests)?;
+            host.missing.iter().for_each(|missing| eprintln!("missing: {missing}"));
+            Ok(())
+        }
         Command::Generate { what: Generate::Apimachinery { reference, modules, version } } => {
-            generate::apimachinery(&reference, &modules, &version, &PathBuf::from("crates/apimachinery/data"))
+            generate::apimachinery(&reference, &modules, &version, &sh::root().join("crates/apimachinery/data"))
         }
     }
 }

@@ -173,6 +173,9 @@ impl KindFacts {
 const BODIES: &[(&str, &str, &str)] =
     &[("autoscaling", "v1", "Scale"), ("authentication.k8s.io", "v1", "TokenRequest"), ("", "v1", "DeleteOptions"), ("", "v1", "Status")];
 
+/// Subresources that upstream has and Coracle does not serve; discovery does not list them.
+const UNSERVED: &[&str] = &["ephemeralcontainers", "eviction", "portforward", "proxy", "resize"];
+
 fn facts() -> &'static [KindFacts] {
     static FACTS: OnceLock<Vec<KindFacts>> = OnceLock::new();
     FACTS.get_or_init(|| {
@@ -207,6 +210,7 @@ fn body(group: &str, version: &str, kind: &str) -> KindFacts {
 impl From<Row> for KindFacts {
     fn from(row: Row) -> Self {
         let type_id = type_of(&row.group, &row.version, &row.kind);
+        let subresources = row.sub.into_iter().filter(|sub| !UNSERVED.contains(&sub.name.as_str())).collect();
         Self {
             group: row.group,
             version: row.version,
@@ -217,7 +221,7 @@ impl From<Row> for KindFacts {
             verbs: row.verbs,
             short_names: row.short,
             categories: row.categories,
-            subresources: row.sub,
+            subresources,
             columns: row.columns,
             type_id,
         }

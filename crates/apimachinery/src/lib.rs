@@ -10,16 +10,21 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod convert;
+pub mod defaulting;
 pub mod field_error;
 pub mod fields;
 pub mod formats;
 pub mod kinds;
 pub mod normalize;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod strategy;
+pub mod table;
 pub mod time;
 
 pub use kinds::{Gvk, KindFacts};

@@ -34,6 +34,19 @@ pub fn normalize(id: TypeId, value: &mut Value) -> Result<(), Error> {
     walk.value(id, value, "")
 }
 
+/// Sets the fields of an object of type `id` that Go always writes and that are absent; nothing below is looked at.
+pub fn fill(id: TypeId, object: &mut Value) {
+    let mut walk = Walk { schema: schema(), path: Vec::new() };
+    let Value::Object(map) = object else { return };
+    for field in schema().get(id).fields.iter().filter(|field| always(schema(), field)) {
+        if !map.contains_key(field.name)
+            && let Ok(zero) = walk.zero(field)
+        {
+            map.insert(field.name.to_owned(), zero);
+        }
+    }
+}
+
 struct Walk<'a> {
     schema: &'static Schema,
     path: Vec<&'a str>,

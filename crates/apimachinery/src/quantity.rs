@@ -69,6 +69,12 @@ impl Quantity {
         clamp(round_up(self.nanos, NANO / 1000))
     }
 
+    /// The next multiple of a thousandth, away from zero.
+    pub fn rounded_to_millis(self) -> Self {
+        let milli = NANO / 1000;
+        Self { nanos: cap(round_up(self.nanos, milli) * milli), format: self.format }
+    }
+
     /// -1, 0 or 1.
     pub fn sign(&self) -> i32 {
         self.nanos.signum() as i32

@@ -187,6 +187,19 @@ pub fn make_link_at(target: &Path, dir: BorrowedFd<'_>, name: &Path) -> Result<(
     }
 }
 
+/// Removes the file `name` in `dir`; fine when there is none.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn remove_at(dir: BorrowedFd<'_>, name: &Path) -> Result<()> {
+    let name_c = cpath("unlink", name)?;
+    // SAFETY: the string outlives the call.
+    match check(unsafe { libc::unlinkat(dir.as_raw_fd(), name_c.as_ptr(), 0) }.into()) {
+        Err(e) if e.raw_os_error() != Some(libc::ENOENT) => Err(Error::new("unlink", name.display().to_string(), e)),
+        _ => Ok(()),
+    }
+}
+
 /// What kind of node [`make_node_at`] makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeKind {
@@ -347,6 +360,20 @@ pub fn read_beneath(dir: BorrowedFd<'_>, path: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// Whether this process may execute the file, by its effective user.
+///
+/// # Errors
+/// Any answer of the kernel other than "not permitted".
+pub fn is_executable(path: &Path) -> Result<bool> {
+    let path_c = cpath("access", path)?;
+    // SAFETY: the string outlives the call.
+    match check(unsafe { libc::faccessat(libc::AT_FDCWD, path_c.as_ptr(), libc::X_OK, libc::AT_EACCESS) }.into()) {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(false),
+        Err(e) => Err(Error::new("access", path.display().to_string(), e)),
+    }
+}
+
 /// Changes the present directory of this process.
 ///
 /// # Errors
@@ -392,6 +419,31 @@ pub fn lock_exclusive(fd: BorrowedFd<'_>, block: bool) -> Result<bool> {
     match retry(|| unsafe { libc::flock(fd.as_raw_fd(), operation) }.into()) {
         Ok(_) => Ok(true),
         Err(e) if e.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(false),
+        Err(e) => Err(Error::new("flock", "", e)),
+    }
+}
+
+/// Waits until one of these can be read, or its other side is gone; `None` is not waited for. Answers which.
+///
+/// # Errors
+/// The kernel's answer to poll(2).
+pub fn wait_readable(fds: &[Option<BorrowedFd<'_>>]) -> Result<Vec<bool>> {
+    let poll = |fd: &Option<BorrowedFd<'_>>| libc::pollfd { fd: fd.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 };
+    let mut polled: Vec<libc::pollfd> = fds.iter().map(poll).collect();
+    // SAFETY: the pointer and the count are those of a vector that outlives the call.
+    retry(|| unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) }.into()).map_err(|e| Error::new("poll", "", e))?;
+    Ok(polled.iter().map(|fd| fd.revents != 0).collect())
+}
+
+/// Whether somebody holds an exclusive lock on this file. Those who ask do not see one another.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn is_locked(fd: BorrowedFd<'_>) -> Result<bool> {
+    // SAFETY: only integers are passed.
+    match retry(|| unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) }.into()) {
+        Ok(_) => Ok(false),
+        Err(e) if e.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(true),
         Err(e) => Err(Error::new("flock", "", e)),
     }
 }

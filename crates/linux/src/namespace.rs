@@ -184,6 +184,48 @@ pub fn unpin(target: &Path) -> Result<()> {
     }
 }
 
+/// Brings up the loopback interface of the present network namespace.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn bring_loopback_up() -> Result<()> {
+    let fail = |e| Error::new("bring up interface", "lo", e);
+    // SAFETY: only integers are passed.
+    let ret = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    let socket = check(ret.into()).map(crate::sys::own).map_err(fail)?;
+    // SAFETY: a zeroed ifreq is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the request, with a NUL-terminated name, outlives the call.
+    let ret = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    check(ret.into()).map_err(fail)?;
+    Ok(())
+}
+
+/// Sets the host name of the present UTS namespace.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn set_hostname(name: &str) -> Result<()> {
+    // SAFETY: the pointer and the length are those of a string that outlives the call.
+    let ret = unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) };
+    check(ret.into()).map_err(|e| Error::new("sethostname", name, e))?;
+    Ok(())
+}
+
+/// Sets the NIS domain name of the present UTS namespace.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn set_domainname(name: &str) -> Result<()> {
+    // SAFETY: the pointer and the length are those of a string that outlives the call.
+    let ret = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
+    check(ret.into()).map_err(|e| Error::new("setdomainname", name, e))?;
+    Ok(())
+}
+
 /// Whether a namespace is mounted at `path`.
 pub fn is_pinned(path: &Path) -> bool {
     const NSFS_MAGIC: i64 = 0x6e73_6673;

@@ -466,7 +466,9 @@ mod tests {
         batch.begin(16, F_ACK, "test").attr_str(3, "eth0");
         let bytes = batch.encode().unwrap().to_vec();
         for cut in 0..bytes.len() {
-            let _ = Messages(&bytes[..cut]).map(|m| m.map(|m| Attrs(m.payload).count())).count();
+            for message in Messages(&bytes[..cut]).flatten() {
+                assert!(Attrs(message.payload).count() <= 1);
+            }
         }
     }
 

@@ -80,7 +80,7 @@ pub fn enter(kind: Kind, namespace: BorrowedFd<'_>) -> io::Result<()> {
 /// Making the file, `mount(2)`'s.
 pub fn pin(kind: Kind, path: &Path) -> io::Result<()> {
     File::create(path)?;
-    let source = format!("/proc/self/ns/{}", kind.file());
+    let source = format!("/proc/thread-self/ns/{}", kind.file());
     rustix::mount::mount_bind(source, path)?;
     Ok(())
 }

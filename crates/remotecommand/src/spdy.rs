@@ -121,14 +121,14 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     /// Nobody listening is no error: the rest is read and dropped, so that pings and the end still work.
-    async fn deliver(&self, id: u32, frame: impl FnOnce(Channel) -> Frame) {
+    async fn deliver(&mut self, id: u32, frame: impl FnOnce(Channel) -> Frame) {
         if let Some((_, channel)) = self.channels.iter().find(|(open, _)| *open == id) {
             let _ = self.inbound.send(frame(*channel)).await;
         }
     }
 
     /// The writer being gone means that the connection is ending.
-    async fn control(&self, control: Control) {
+    async fn control(&mut self, control: Control) {
         let _ = self.controls.send(control).await;
     }
 }

@@ -1,1 +1,9 @@
-//! Hosts, registries, images and peers for tests.
+//! What tests share: images made in memory, a registry on loopback to serve them, hosts of their own, and whole lists of what is there
+//! before and after.
+
+#![forbid(unsafe_code)]
+
+pub mod host;
+pub mod image;
+pub mod registry;
+pub mod tar;

@@ -1,0 +1,291 @@
+//! What happens to an object between decoding and storing: what clients may not set is reset, and generations are counted.
+//!
+//! The server itself sets uid, creationTimestamp, resourceVersion and cluster IPs. Sources: kubernetes v1.37 `pkg/registry/*/strategy.go`,
+//! k8s.io/apiserver v0.37 `pkg/registry/rest/{create,update}.go`.
+
+use serde_json::{Map, Value, json};
+
+use crate::KindFacts;
+use crate::normalize;
+
+pub mod qos;
+
+fn metadata(object: &mut Value) -> Option<&mut Map<String, Value>> {
+    object.as_object_mut()?.entry("metadata").or_insert_with(|| json!({})).as_object_mut()
+}
+
+fn take(from: &Value, path: &str) -> Option<Value> {
+    from.pointer(path).cloned()
+}
+
+/// Sets a field of the object to what it was, or removes it.
+fn keep(object: &mut Value, old: &Value, key: &str) {
+    let Value::Object(map) = object else { return };
+    match old.get(key) {
+        Some(value) => map.insert(key.to_owned(), value.clone()),
+        None => map.remove(key),
+    };
+}
+
+fn keep_metadata(object: &mut Value, old: &Value, key: &str) {
+    let value = old.get("metadata").and_then(|metadata| metadata.get(key)).cloned();
+    let Some(metadata) = metadata(object) else { return };
+    match value {
+        Some(value) => metadata.insert(key.to_owned(), value),
+        None => metadata.remove(key),
+    };
+}
+
+fn reset_status(kind: &KindFacts, object: &mut Value) {
+    if let Value::Object(map) = object {
+        map.remove("status");
+    }
+    normalize::fill(kind.type_id, object);
+}
+
+fn set_generation(object: &mut Value, generation: i64) {
+    if let Some(metadata) = metadata(object) {
+        metadata.insert("generation".to_owned(), generation.into());
+    }
+}
+
+fn generation(object: &Value) -> i64 {
+    object.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0)
+}
+
+fn name_of(kind: &KindFacts) -> (&str, &str) {
+    (kind.group.as_str(), kind.kind.as_str())
+}
+
+/// Prepares an object for its creation. Defaults must be set already.
+pub fn prepare_create(kind: &KindFacts, object: &mut Value) {
+    if let Some(metadata) = metadata(object) {
+        for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink", "resourceVersion"] {
+            metadata.remove(key);
+        }
+    }
+    match name_of(kind) {
+        ("", "Pod") => create_pod(kind, object),
+        ("", "Namespace") => create_namespace(object),
+        ("", "Service") => reset_status(kind, object),
+        ("apps", "Deployment" | "ReplicaSet") => {
+            reset_status(kind, object);
+            set_generation(object, 1);
+        }
+        ("discovery.k8s.io", "EndpointSlice") | ("scheduling.k8s.io", "PriorityClass") => set_generation(object, 1),
+        ("", "ServiceAccount") => clean_secrets(object),
+        _ => {}
+    }
+}
+
+fn create_pod(kind: &KindFacts, object: &mut Value) {
+    reset_status(kind, object);
+    set_generation(object, 1);
+    let gated = object.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|gates| !gates.is_empty());
+    object["status"] = json!({"phase": "Pending", "qosClass": qos::class(&object["spec"])});
+    if gated {
+        object["status"]["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "lastProbeTime": null, "lastTransitionTime": null, "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        }]);
+    }
+}
+
+fn create_namespace(object: &mut Value) {
+    object["status"] = json!({"phase": "Active"});
+    let finalizers = object.get("spec").and_then(|spec| spec.get("finalizers")).and_then(Value::as_array).cloned();
+    let mut finalizers = finalizers.unwrap_or_default();
+    if !finalizers.iter().any(|name| name == "kubernetes") {
+        finalizers.push("kubernetes".into());
+    }
+    if !object["spec"].is_object() {
+        object["spec"] = json!({});
+    }
+    object["spec"]["finalizers"] = finalizers.into();
+}
+
+/// References to secrets keep only their name.
+fn clean_secrets(object: &mut Value) {
+    for secret in object.get_mut("secrets").and_then(Value::as_array_mut).into_iter().flatten() {
+        let name = secret.get("name").cloned();
+        *secret = json!({});
+        if let Some(name) = name {
+            secret["name"] = name;
+        }
+    }
+}
+
+/// What no update changes: identity, deletion and generation are the old object's.
+fn keep_system_metadata(object: &mut Value, old: &Value) {
+    for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"] {
+        keep_metadata(object, old, key);
+    }
+}
+
+/// Prepares an object for an update through its main resource.
+pub fn prepare_update(kind: &KindFacts, object: &mut Value, old: &Value) {
+    keep_system_metadata(object, old);
+    match name_of(kind) {
+        ("", "Pod") => {
+            keep(object, old, "status");
+            bump_if(object, old, object.get("spec") != old.get("spec"));
+        }
+        ("", "Node") => keep(object, old, "status"),
+        ("", "Namespace") => {
+            keep(object, old, "status");
+            keep(object, old, "spec");
+        }
+        ("", "Service") => {
+            keep(object, old, "status");
+            drop_type_dependent(object, old);
+        }
+        ("apps", "Deployment") => {
+            keep(object, old, "status");
+            let annotations = |object: &Value| take(object, "/metadata/annotations").unwrap_or_else(|| json!({}));
+            let changed = object.get("spec") != old.get("spec") || annotations(object) != annotations(old);
+            bump_if(object, old, changed);
+        }
+        ("apps", "ReplicaSet") => {
+            keep(object, old, "status");
+            bump_if(object, old, object.get("spec") != old.get("spec"));
+        }
+        ("discovery.k8s.io", "EndpointSlice") => {
+            let body = |object: &Value| ["addressType", "endpoints", "ports"].map(|key| object.get(key).cloned());
+            let changed = body(object) != body(old) || object.pointer("/metadata/labels") != old.pointer("/metadata/labels");
+            bump_if(object, old, changed);
+        }
+        ("", "Secret") if object.get("type").and_then(Value::as_str).unwrap_or("").is_empty() => keep(object, old, "type"),
+        ("", "ServiceAccount") => clean_secrets(object),
+        _ => {}
+    }
+}
+
+fn bump_if(object: &mut Value, old: &Value, changed: bool) {
+    if changed {
+        set_generation(object, generation(old) + 1);
+    }
+}
+
+/// Prepares an object for an update through `status`: all but the status is the old object's (labels and annotations may change, as
+/// upstream lets them).
+pub fn prepare_status_update(kind: &KindFacts, object: &mut Value, old: &Value) {
+    keep_system_metadata(object, old);
+    keep(object, old, "spec");
+    match name_of(kind) {
+        ("", "Pod") => {
+            keep_metadata(object, old, "ownerReferences");
+            for key in ["qosClass", "resourceClaimStatuses", "extendedResourceClaimStatus", "nodeAllocatableResourceClaimStatuses"] {
+                let before = old.get("status").and_then(|status| status.get(key));
+                if let (Some(before), Some(Value::Object(status))) = (before, object.get_mut("status")) {
+                    status.entry(key).or_insert_with(|| before.clone());
+                }
+            }
+        }
+        ("apps", "Deployment") => keep_metadata(object, old, "labels"),
+        _ => {}
+    }
+}
+
+/// Prepares a Namespace for an update through `finalize`: the status is the old object's.
+pub fn prepare_finalize(object: &mut Value, old: &Value) {
+    keep_system_metadata(object, old);
+    keep(object, old, "status");
+}
+
+fn service_type(service: &Value) -> &str {
+    service.pointer("/spec/type").and_then(Value::as_str).unwrap_or("")
+}
+
+/// A Service that changes its type sheds what only the old type has, when the client left it as it was.
+///
+/// Source: kubernetes v1.37 `pkg/registry/core/service/strategy.go`, `dropTypeDependentFields`.
+fn drop_type_dependent(object: &mut Value, old: &Value) {
+    let (new_type, old_type) = (service_type(object).to_owned(), service_type(old).to_owned());
+    let same = |object: &Value, key: &str| object.pointer(key) == old.pointer(key);
+    let has_node_ports = |name: &str| matches!(name, "NodePort" | "LoadBalancer");
+    if old_type != "ExternalName" && new_type == "ExternalName" && same(object, "/spec/clusterIP") && same(object, "/spec/clusterIPs") {
+        remove(object, &["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]);
+    }
+    let node_ports = |object: &Value| -> Vec<Value> {
+        let ports = object.pointer("/spec/ports").and_then(Value::as_array);
+        ports.into_iter().flatten().map(|port| port.get("nodePort").cloned().unwrap_or(Value::Null)).collect()
+    };
+    if has_node_ports(&old_type) && !has_node_ports(&new_type) {
+        if node_ports(object) == node_ports(old) {
+            for port in object.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Value::Object(port) = port {
+                    port.remove("nodePort");
+                }
+            }
+        }
+        if same(object, "/spec/externalTrafficPolicy") {
+            remove(object, &["externalTrafficPolicy"]);
+        }
+    }
+    if old_type == "LoadBalancer" && new_type != "LoadBalancer" {
+        for key in ["allocateLoadBalancerNodePorts", "loadBalancerClass", "healthCheckNodePort"] {
+            if same(object, &format!("/spec/{key}")) {
+                remove(object, &[key]);
+            }
+        }
+    }
+}
+
+fn remove(object: &mut Value, keys: &[&str]) {
+    if let Some(Value::Object(spec)) = object.get_mut("spec") {
+        spec.retain(|key, _| !keys.contains(&key.as_str()));
+    }
+}
+
+/// Warnings that upstream sends on creation, of which clients should know.
+pub fn warnings_create(kind: &KindFacts, object: &Value) -> Vec<String> {
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
+    let errors = crate::formats::dns1123_label(name);
+    let place = match name_of(kind) {
+        ("", "Pod") => "the Pod's hostname",
+        ("apps", "Deployment" | "ReplicaSet") => "Pod names and hostnames",
+        _ => return Vec::new(),
+    };
+    if errors.is_empty() {
+        return Vec::new();
+    }
+    let list = errors.join(" ");
+    let text = "which can result in surprising behavior; a DNS label is recommended";
+    vec![format!("metadata.name: this is used in {place}, {text}: [{list}]")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds;
+
+    #[test]
+    fn generations() {
+        let kind = kinds::by_kind("apps", "v1", "Deployment").expect("served");
+        let mut object = json!({"metadata": {"name": "d", "generation": 7}, "spec": {"replicas": 1}, "status": {"replicas": 3}});
+        prepare_create(kind, &mut object);
+        assert_eq!((generation(&object), &object["status"]), (1, &json!({})));
+        let old = object.clone();
+        object["status"] = json!({"replicas": 9});
+        prepare_update(kind, &mut object, &old);
+        assert_eq!((generation(&object), &object["status"]), (1, &json!({})));
+        object["spec"]["replicas"] = 2.into();
+        prepare_update(kind, &mut object, &old);
+        assert_eq!(generation(&object), 2);
+        object["status"] = json!({"replicas": 2});
+        object["metadata"]["labels"] = json!({"x": "y"});
+        prepare_status_update(kind, &mut object, &old);
+        assert_eq!(object["spec"]["replicas"], 1);
+        assert_eq!(object["status"]["replicas"], 2);
+        assert!(object["metadata"].get("labels").is_none());
+    }
+
+    #[test]
+    fn namespaces_get_their_finalizer() {
+        let kind = kinds::by_kind("", "v1", "Namespace").expect("served");
+        let mut object = json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["a"]}, "status": {}});
+        prepare_create(kind, &mut object);
+        assert_eq!(object["spec"]["finalizers"], json!(["a", "kubernetes"]));
+        assert_eq!(object["status"]["phase"], "Active");
+    }
+}

@@ -1,0 +1,460 @@
+//! What flows between containers and the outside: log writers, copies to and from FIFOs, attached readers.
+//!
+//! Nothing here waits. Every source is told by edge-triggered epoll, and is read until it is dry or its sink is full.
+//!
+//! ```text
+//! container --FIFO--> LogStream --tee, append, consume--> log file
+//!                         `-----------------------------> attached FIFOs
+//! container --FIFO or pty--> Pump --> client's FIFO or file
+//! client's FIFO --> Pump --> container's stdin FIFO or pty
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use linux::event::{Epoll, Interest, Ready};
+use linux::pipes;
+
+use crate::crilog;
+use crate::cursor::Cursor;
+
+/// What is read at once, in bytes: more than one entry of a log, less than a FIFO holds.
+const CHUNK_BYTES: usize = 20 * 1024;
+/// Rounds for one stream before the loop looks at the others.
+const ROUNDS_MAX: usize = 16;
+/// What an attached reader may leave unread, in bytes, before its session is ended.
+const ATTACH_BYTES_MAX: usize = 1 << 20;
+
+/// Names a stream.
+pub type StreamId = u32;
+/// Names a log file that one or two streams write to.
+pub type LogId = u32;
+
+/// Bytes from one descriptor to another.
+#[derive(Debug)]
+pub struct Pump {
+    src: Option<OwnedFd>,
+    dst: OwnedFd,
+    carry: Vec<u8>,
+    /// The source has told of itself once: before a FIFO's first writer a read finds an end that is none.
+    told: bool,
+    /// A writing end of the source, so that it has no end while this is held.
+    keep: Option<OwnedFd>,
+}
+
+/// A container's output on its way to the log.
+#[derive(Debug)]
+pub struct LogStream {
+    src: OwnedFd,
+    terminal: bool,
+    name: &'static str,
+    log: LogId,
+    hangup: bool,
+    /// A terminal's line without an end yet (a FIFO keeps its own).
+    carry: Vec<u8>,
+    /// Bytes at the FIFO's head that attached readers have had.
+    forwarded: usize,
+    attached: Vec<Attached>,
+}
+
+#[derive(Debug)]
+struct Attached {
+    fd: OwnedFd,
+    pending: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Pump(Pump),
+    Log(LogStream),
+}
+
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    file: File,
+    lost_entries: u64,
+}
+
+/// All streams of the shim.
+#[derive(Debug)]
+pub struct Streams {
+    streams: BTreeMap<StreamId, Stream>,
+    logs: BTreeMap<LogId, Log>,
+    next: u32,
+    token_base: u64,
+    scratch: (OwnedFd, OwnedFd),
+    null: File,
+    again: Vec<StreamId>,
+    cursor: Option<Cursor>,
+}
+
+/// What came of moving a stream on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// Nothing more for now.
+    Waiting,
+    /// There is more; others first.
+    More,
+    /// At its end.
+    Ended,
+}
+
+/// A sink's token is its stream's with this bit.
+const SINK: u64 = 1 << 31;
+
+impl Streams {
+    /// No streams yet. Tokens are `token_base` + a number below 2^32.
+    ///
+    /// # Errors
+    /// Making the scratch pipe, opening `/dev/null`.
+    pub fn new(token_base: u64) -> io::Result<Self> {
+        Ok(Self {
+            streams: BTreeMap::new(),
+            logs: BTreeMap::new(),
+            next: 1,
+            token_base,
+            scratch: pipes::pipe()?,
+            null: File::options().write(true).open("/dev/null")?,
+            again: Vec::new(),
+            cursor: None,
+        })
+    }
+
+    /// Notes each step of a log's writing in `cursor`, for a successor.
+    pub fn set_cursor(&mut self, cursor: Cursor) {
+        self.cursor = Some(cursor);
+    }
+
+    fn id(&mut self) -> u32 {
+        let id = self.next;
+        self.next = (self.next + 1) & 0x7fff_ffff;
+        id
+    }
+
+    /// Opens a log file for appending, made with its directory when missing (0640, as containerd).
+    ///
+    /// # Errors
+    /// Making the directory, opening the file.
+    pub fn open_log(&mut self, path: &Path) -> io::Result<LogId> {
+        let file = open_log_file(path)?;
+        let id = self.id();
+        self.logs.insert(id, Log { path: path.to_owned(), file, lost_entries: 0 });
+        Ok(id)
+    }
+
+    /// Opens the log's path anew, after a rotation.
+    ///
+    /// # Errors
+    /// As [`Self::open_log`]; the old file stays in use then.
+    pub fn reopen_log(&mut self, id: LogId) -> io::Result<()> {
+        let Some(log) = self.logs.get_mut(&id) else { return Err(io::ErrorKind::NotFound.into()) };
+        log.file = open_log_file(&log.path)?;
+        Ok(())
+    }
+
+    /// Closes the logs that are not in `used` and that no stream writes to.
+    pub fn close_logs_but(&mut self, used: &[LogId]) {
+        let Self { logs, streams, .. } = self;
+        logs.retain(|id, _| used.contains(id) || streams.values().any(|stream| matches!(stream, Stream::Log(stream) if stream.log == *id)));
+    }
+
+    /// Copies a container's output to a log. `terminal`: `src` is a pty's master, not a FIFO.
+    ///
+    /// # Errors
+    /// `epoll_ctl(2)`'s.
+    pub fn add_log_stream(&mut self, epoll: &Epoll, src: OwnedFd, terminal: bool, name: &'static str, log: LogId) -> io::Result<StreamId> {
+        let id = self.id();
+        epoll.add(&src, self.token_base | u64::from(id), Interest::READ_EDGE)?;
+        let stream = LogStream { src, terminal, name, log, hangup: false, carry: Vec::new(), forwarded: 0, attached: Vec::new() };
+        self.streams.insert(id, Stream::Log(stream));
+        Ok(id)
+    }
+
+    /// Copies from `src` to `dst` until either ends. `keep`: see [`Self::end_input`].
+    ///
+    /// # Errors
+    /// `epoll_ctl(2)`'s.
+    pub fn add_pump(&mut self, epoll: &Epoll, src: OwnedFd, dst: OwnedFd, keep: Option<OwnedFd>) -> io::Result<StreamId> {
+        let id = self.id();
+        let token = self.token_base | u64::from(id);
+        epoll.add(&src, token, Interest::READ_EDGE)?;
+        self.watch_sink(epoll, &dst, id)?;
+        self.streams.insert(id, Stream::Pump(Pump { src: Some(src), dst, carry: Vec::new(), told: false, keep }));
+        Ok(id)
+    }
+
+    fn watch_sink(&self, epoll: &Epoll, dst: &OwnedFd, id: StreamId) -> io::Result<()> {
+        match epoll.add(dst, self.token_base | SINK | u64::from(id), Interest::WRITE_EDGE) {
+            // A regular file is always writable.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Gives a live reader (a non-blocking writing end) the stream's output from now on.
+    ///
+    /// # Errors
+    /// `epoll_ctl(2)`'s; `NotFound` if the stream has ended or goes to no log.
+    pub fn attach(&mut self, epoll: &Epoll, id: StreamId, fd: OwnedFd) -> io::Result<()> {
+        self.watch_sink(epoll, &fd, id)?;
+        match self.streams.get_mut(&id) {
+            Some(Stream::Log(stream)) => {
+                stream.attached.push(Attached { fd, pending: Vec::new() });
+                Ok(())
+            }
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Lets a pump's source come to its end: what was written to it is still copied.
+    pub fn end_input(&mut self, id: StreamId) {
+        if let Some(Stream::Pump(pump)) = self.streams.get_mut(&id) {
+            pump.keep = None;
+            pump.told = true;
+            self.again.push(id);
+        }
+    }
+
+    /// Whether the stream is still there.
+    #[must_use]
+    pub fn is_open(&self, id: StreamId) -> bool {
+        self.streams.contains_key(&id)
+    }
+
+    /// Ends a stream, whatever is still to come.
+    pub fn close(&mut self, id: StreamId) {
+        self.streams.remove(&id);
+    }
+
+    /// Whether [`Self::run_again`] has work.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.again.is_empty()
+    }
+
+    /// Moves those streams on that had more than their share.
+    pub fn run_again(&mut self, epoll: &Epoll) {
+        for id in std::mem::take(&mut self.again) {
+            self.advance(epoll, id);
+        }
+    }
+
+    /// Handles an event of one of these streams' tokens. Answers the stream if it has ended.
+    pub fn on_ready(&mut self, epoll: &Epoll, ready: Ready) -> Option<StreamId> {
+        let low = ready.token & 0xffff_ffff;
+        let id = StreamId::try_from(low & !SINK).ok()?;
+        match self.streams.get_mut(&id)? {
+            Stream::Pump(pump) if low & SINK == 0 => pump.told = true,
+            Stream::Log(stream) if low & SINK == 0 => stream.hangup |= ready.hangup,
+            Stream::Log(stream) => {
+                stream.attached.retain_mut(Attached::flush);
+                return None;
+            }
+            Stream::Pump(_) => {}
+        }
+        self.advance(epoll, id).then_some(id)
+    }
+
+    /// Moves on what an ended process has left in the stream, as far as that goes at once.
+    pub fn drain(&mut self, epoll: &Epoll, id: StreamId) {
+        self.advance(epoll, id);
+    }
+
+    /// Moves the stream on; `true` if that was its end.
+    fn advance(&mut self, epoll: &Epoll, id: StreamId) -> bool {
+        let Self { streams, logs, scratch, null, again, cursor, .. } = self;
+        let progress = match streams.get_mut(&id) {
+            None => return false,
+            Some(Stream::Pump(pump)) => pump.advance(),
+            Some(Stream::Log(stream)) => match logs.get_mut(&stream.log) {
+                Some(log) if stream.terminal => stream.advance_terminal(log),
+                Some(log) => stream.advance_fifo(log, scratch, null, cursor.as_mut()),
+                None => Progress::Ended,
+            },
+        };
+        match progress {
+            Progress::Waiting => false,
+            Progress::More => {
+                again.push(id);
+                false
+            }
+            Progress::Ended => {
+                if let Some(Stream::Log(stream)) = self.streams.remove(&id) {
+                    self.leave_attached(epoll, stream.attached);
+                }
+                true
+            }
+        }
+    }
+
+    /// What attached readers have not read yet at the stream's end goes on as copies without a source.
+    fn leave_attached(&mut self, epoll: &Epoll, attached: Vec<Attached>) {
+        for reader in attached.into_iter().filter(|reader| !reader.pending.is_empty()) {
+            let id = self.id();
+            if epoll.delete(&reader.fd).is_ok() && self.watch_sink(epoll, &reader.fd, id).is_ok() {
+                let pump = Pump { src: None, dst: reader.fd, carry: reader.pending, told: true, keep: None };
+                self.streams.insert(id, Stream::Pump(pump));
+            }
+        }
+    }
+}
+
+fn open_log_file(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    File::options().append(true).create(true).mode(0o640).open(path)
+}
+
+impl Pump {
+    fn advance(&mut self) -> Progress {
+        let mut buffer = [0u8; 4096];
+        for _ in 0..ROUNDS_MAX {
+            while !self.carry.is_empty() {
+                match pipes::write(&self.dst, &self.carry) {
+                    Ok(bytes) => drop(self.carry.drain(..bytes)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Waiting,
+                    Err(_) => return Progress::Ended,
+                }
+            }
+            let Some(src) = self.src.as_ref() else { return Progress::Ended };
+            if !self.told {
+                return Progress::Waiting;
+            }
+            match pipes::read(src, &mut buffer) {
+                Ok(0) => self.src = None,
+                Ok(bytes) => self.carry.extend_from_slice(buffer.get(..bytes).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Waiting,
+                // EIO: the terminal's last user is gone.
+                Err(_) => self.src = None,
+            }
+        }
+        Progress::More
+    }
+}
+
+impl LogStream {
+    /// Copies the FIFO's head, appends what is complete to the log, and only then takes it off the FIFO.
+    fn advance_fifo(&mut self, log: &mut Log, scratch: &(OwnedFd, OwnedFd), null: &File, mut cursor: Option<&mut Cursor>) -> Progress {
+        let mut buffer = [0u8; CHUNK_BYTES];
+        for _ in 0..ROUNDS_MAX {
+            let there = match pipes::tee(self.src.as_fd(), scratch.1.as_fd(), CHUNK_BYTES) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(_) => return Progress::Ended,
+            };
+            let Some(input) = read_exactly(&scratch.0, &mut buffer, there) else { return Progress::Ended };
+            self.forward(input, self.forwarded);
+            // With no writer left, what is short of a chunk is all there will be.
+            let ended = self.hangup && there < CHUNK_BYTES;
+            let mut text = Vec::new();
+            let taken = crilog::format(input, ended, self.name, &now(), &mut text);
+            if taken > 0 {
+                if let Some(cursor) = cursor.as_deref_mut() {
+                    cursor.appending(&log.path, &log.file, self.name, taken, text.len());
+                }
+                log.append(&text);
+                if let Some(cursor) = cursor.as_deref_mut() {
+                    cursor.consuming();
+                }
+                if pipes::discard(self.src.as_fd(), null, taken).is_err() {
+                    return Progress::Ended;
+                }
+                if let Some(cursor) = cursor.as_deref_mut() {
+                    cursor.done();
+                }
+            }
+            self.forwarded = there - taken;
+            if ended {
+                return Progress::Ended;
+            }
+            if taken == 0 {
+                return Progress::Waiting;
+            }
+        }
+        Progress::More
+    }
+
+    fn advance_terminal(&mut self, log: &mut Log) -> Progress {
+        let mut buffer = [0u8; 4096];
+        for _ in 0..ROUNDS_MAX {
+            let (bytes, ended) = match pipes::read(&self.src, &mut buffer) {
+                Ok(bytes) => (bytes, bytes == 0),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Waiting,
+                // EIO: the terminal's last user is gone.
+                Err(_) => (0, true),
+            };
+            let input = buffer.get(..bytes).unwrap_or_default();
+            self.forward(input, 0);
+            self.carry.extend_from_slice(input);
+            let mut text = Vec::new();
+            let taken = crilog::format(&self.carry, ended, self.name, &now(), &mut text);
+            if taken > 0 {
+                log.append(&text);
+                self.carry.drain(..taken);
+            }
+            if ended {
+                return Progress::Ended;
+            }
+        }
+        Progress::More
+    }
+
+    fn forward(&mut self, input: &[u8], seen: usize) {
+        let Some(fresh) = input.get(seen..).filter(|fresh| !fresh.is_empty()) else { return };
+        self.attached.retain_mut(|reader| {
+            reader.pending.extend_from_slice(fresh);
+            reader.flush() && reader.pending.len() <= ATTACH_BYTES_MAX
+        });
+    }
+}
+
+/// Reads the bytes that were just put into the scratch pipe.
+fn read_exactly<'a>(scratch: &OwnedFd, buffer: &'a mut [u8], bytes: usize) -> Option<&'a [u8]> {
+    let mut filled = 0;
+    while filled < bytes {
+        let got = pipes::read(scratch, buffer.get_mut(filled..bytes)?).ok()?;
+        filled += got;
+    }
+    buffer.get(..filled)
+}
+
+fn now() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    crilog::rfc3339_nanos(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
+}
+
+impl Attached {
+    /// Sends what fits; `false`: the reader is gone.
+    fn flush(&mut self) -> bool {
+        while !self.pending.is_empty() {
+            match pipes::write(&self.fd, &self.pending) {
+                Ok(bytes) => drop(self.pending.drain(..bytes)),
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+        true
+    }
+}
+
+impl Log {
+    /// Appends whole entries. What cannot be written (a full disk) is lost, as under containerd: the container goes on.
+    fn append(&mut self, text: &[u8]) {
+        let before = self.file.metadata().map(|meta| meta.len());
+        let Err(error) = self.file.write_all(text) else { return };
+        if let Ok(before) = before {
+            // Half an entry would spoil the next one.
+            let _ = self.file.set_len(before);
+        }
+        if self.lost_entries == 0 {
+            eprintln!("failed to write log {}: {error}", self.path.display());
+        }
+        self.lost_entries += 1;
+    }
+}

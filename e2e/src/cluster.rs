@@ -1,0 +1,190 @@
+//! A cluster of one node with network and mount namespaces and a cgroup root of its own.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use linux::namespace::Kind;
+use testkit::image::Image;
+use testkit::registry::Registry;
+
+use crate::ours;
+
+/// How long a cluster may take to be up or gone.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// How long one command of a client may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+/// Where the registry listens, in the cluster's namespace: images are `localhost:5000/NAME:TAG`.
+const REGISTRY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000);
+
+/// A running cluster. Dropping it removes everything, also when a test fails.
+pub struct Cluster {
+    folder: PathBuf,
+    cgroup_root: String,
+    /// Keeps the namespaces: `sleep` in them, so that `coracle up` may die and come back.
+    holder: Child,
+    up: Option<Child>,
+    registry: Option<Registry>,
+}
+
+impl Cluster {
+    /// Starts a cluster; `name` tells its folder and cgroup from those of other tests.
+    pub fn start(name: &str) -> Result<Cluster> {
+        let folder = std::env::temp_dir().join(format!("coracle-e2e-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
+        let mut holder = Command::new("unshare");
+        holder.args(["--net", "--mount", "--propagation", "private", "sh", "-c", "ip link set lo up && echo ready && exec sleep infinity"]);
+        let mut holder = holder.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("failed to run unshare")?;
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(&mut holder.stdout.take().context("unshare has no stdout")?, &mut ready)
+            .context("failed to make namespaces")?;
+        let registry = within(holder.id(), || Registry::start_on(REGISTRY).context("failed to start the registry"))??;
+        let cgroup_root = format!("/coracle-e2e-{name}-{}", std::process::id());
+        let mut cluster = Cluster { folder, cgroup_root, holder, up: None, registry: Some(registry) };
+        cluster.up()?;
+        Ok(cluster)
+    }
+
+    /// Runs `coracle up` and waits until the node is Ready.
+    pub fn up(&mut self) -> Result<()> {
+        let log = File::create(self.log()).context("failed to create the log")?;
+        let mut command = self.enter(&ours("coracle")?);
+        command.arg("up").arg("--data-dir").arg(self.data());
+        for (flag, name) in [("--state-dir", "run"), ("--pod-log-dir", "logs"), ("--cni-conf-dir", "cni"), ("--cni-bin-dir", "cni")] {
+            command.arg(flag).arg(self.folder.join(name));
+        }
+        command.args(["--cgroup-root", &self.cgroup_root, "--log", "info"]);
+        self.up = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("failed to run coracle up")?);
+        let deadline = Instant::now() + TIMEOUT;
+        while !fs::read_to_string(self.log())?.contains("Coracle is up") {
+            let ended = self.up.as_mut().and_then(|up| up.try_wait().ok().flatten());
+            if ended.is_some() || Instant::now() > deadline {
+                bail!("coracle up did not come up ({ended:?}):\n{}", self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Kills `coracle up` with SIGKILL, and reaps it.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut up = self.up.take().context("coracle up is not running")?;
+        up.kill().context("failed to kill coracle up")?;
+        up.wait().map(drop).context("failed to wait for coracle up")
+    }
+
+    /// Stops `coracle up` with SIGTERM; pods go on.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut up = self.up.take().context("coracle up is not running")?;
+        linux::process::kill(i32::try_from(up.id())?, 15)?;
+        up.wait().map(drop).context("failed to wait for coracle up")
+    }
+
+    /// Serves an image as `localhost:5000/NAME:TAG`.
+    pub fn serve(&self, name: &str, tag: &str, image: &Image) {
+        if let Some(registry) = &self.registry {
+            registry.add(name, tag, image);
+        }
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// The admin's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.data().join("kubeconfig")
+    }
+
+    /// A folder for the files of the test.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The pid of `coracle up`.
+    pub fn pid(&self) -> Option<u32> {
+        self.up.as_ref().map(Child::id)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("up.log")
+    }
+
+    /// The end of what `coracle up` logged.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// A command that runs in the cluster's namespaces.
+    pub fn enter(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--mount", "--target", &self.holder.id().to_string(), "--"]).arg(program);
+        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder);
+        command
+    }
+
+    /// Runs a client to its end, with `input` on its stdin. A client that hangs is ended and is an error.
+    pub fn run(&self, program: &Path, arguments: &[&str], input: &str) -> Result<Output> {
+        let shown = || format!("{} {}", program.file_name().unwrap_or_default().to_string_lossy(), arguments.join(" "));
+        let mut command = Command::new("timeout");
+        let inner = self.enter(program);
+        command.arg(COMMAND_TIMEOUT.as_secs().to_string()).arg(inner.get_program()).args(inner.get_args()).args(arguments);
+        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("failed to run {}", shown()))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A client that does not read its stdin may have closed it.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        child.wait_with_output().with_context(|| format!("failed to wait for {}", shown()))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let down = ours("coracle").map(|coracle| {
+            let data = self.data();
+            let data = data.to_string_lossy();
+            self.run(&coracle, &["down", "--data-dir", &data], "")
+        });
+        match down {
+            Ok(Ok(output)) if output.status.success() => {}
+            other => eprintln!("coracle down failed: {other:?}\n{}", self.log_tail()),
+        }
+        if let Some(mut up) = self.up.take() {
+            let _ = up.kill();
+            let _ = up.wait();
+        }
+        let registry = self.registry.take();
+        // It ends by a connection to itself, which only its own namespace can make.
+        let _ = within(self.holder.id(), || drop(registry));
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Runs `work` on a thread in the network namespace of a process. Sockets and threads that it makes stay in there.
+fn within<T: Send>(pid: u32, work: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || -> Result<T> {
+            let path = Kind::Net.path_of(i32::try_from(pid)?);
+            let namespace = linux::namespace::open(&path, Kind::Net).context("failed to open the network namespace")?;
+            linux::namespace::join(namespace.as_fd(), Kind::Net).context("failed to enter the network namespace")?;
+            Ok(work())
+        });
+        thread.join().map_err(|_| anyhow::anyhow!("the thread in the cluster's namespace panicked"))?
+    })
+}

@@ -1,0 +1,214 @@
+//! What the commands need of the machine: Debian packages by apt, Go tools where Go is. What cannot be had is named.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::sh;
+
+/// How much is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A linker, for everything.
+    Demo,
+    /// All that tests use.
+    Tests,
+}
+
+/// A package, and a file or program that shows that it is there.
+struct Package {
+    name: &'static str,
+    shown_by: &'static str,
+    need: Need,
+}
+
+const PACKAGES: &[Package] = &[
+    Package { name: "gcc", shown_by: "cc", need: Need::Demo },
+    Package { name: "libc6-dev", shown_by: "/usr/lib/x86_64-linux-gnu/libc.a", need: Need::Demo },
+    Package { name: "busybox-static", shown_by: "/bin/busybox", need: Need::Tests },
+    Package { name: "iproute2", shown_by: "ip", need: Need::Tests },
+    Package { name: "nftables", shown_by: "nft", need: Need::Tests },
+    Package { name: "libseccomp2", shown_by: "/usr/lib/x86_64-linux-gnu/libseccomp.so.2", need: Need::Tests },
+    Package { name: "libseccomp-dev", shown_by: "/usr/include/seccomp.h", need: Need::Tests },
+    Package { name: "pkg-config", shown_by: "pkg-config", need: Need::Tests },
+];
+
+/// What this machine has.
+#[derive(Debug, Default)]
+pub struct Host {
+    /// The folder of upstream's programs; `None` without Go.
+    pub peers: Option<PathBuf>,
+    /// Whether packages can be installed.
+    pub apt: bool,
+    /// Whether Go is there.
+    pub go: bool,
+    /// What could not be had, and why.
+    pub missing: Vec<String>,
+}
+
+/// The folder for what is kept between runs, outside the clone: `CORACLE_CACHE`, else below `XDG_CACHE_HOME` or `~/.cache`.
+pub fn cache() -> PathBuf {
+    if let Some(cache) = std::env::var_os("CORACLE_CACHE") {
+        return PathBuf::from(cache);
+    }
+    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from).join(".cache");
+    base.unwrap_or_else(home).join("coracle")
+}
+
+/// Installs what is missing, as far as it can be had.
+pub fn prepare(need: Need) -> Result<Host> {
+    let mut host = Host { apt: sh::on_path("apt-get"), go: sh::on_path("go"), ..Host::default() };
+    packages(need, &mut host);
+    if need == Need::Tests {
+        if host.go {
+            host.peers = Some(peers(&mut host)?);
+        } else {
+            host.missing.push("Go peers: there is no Go on this machine".to_owned());
+        }
+    }
+    Ok(host)
+}
+
+fn there(package: &Package) -> bool {
+    if package.shown_by.starts_with('/') { Path::new(package.shown_by).exists() } else { sh::on_path(package.shown_by) }
+}
+
+fn packages(need: Need, host: &mut Host) {
+    let wanted = |package: &&Package| (package.need == Need::Demo || need == Need::Tests) && !there(package);
+    let names: Vec<&str> = PACKAGES.iter().filter(wanted).map(|package| package.name).collect();
+    if names.is_empty() {
+        return;
+    }
+    if host.apt {
+        let update = sh::run("apt-get update", Command::new("apt-get").args(["update", "-qq"]));
+        let mut install = Command::new("apt-get");
+        install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&names).env("DEBIAN_FRONTEND", "noninteractive");
+        if let Err(error) = update.and_then(|()| sh::run("apt-get install", &mut install)) {
+            host.missing.push(format!("Debian packages: {error:#}"));
+        }
+    }
+    for package in PACKAGES.iter().filter(wanted) {
+        host.missing.push(format!("Debian package {} ({})", package.name, package.shown_by));
+    }
+}
+
+/// A Go module that needs no `replace`: installed by name.
+struct Installed {
+    program: &'static str,
+    module: &'static str,
+    version: &'static str,
+    tags: &'static str,
+}
+
+const CONTAINERD_TAGS: &str = "no_btrfs no_devmapper";
+const INSTALLED: &[Installed] = &[
+    Installed { program: "runc", module: "github.com/opencontainers/runc", version: "v1.5.2", tags: "seccomp" },
+    Installed {
+        program: "containerd",
+        module: "github.com/containerd/containerd/v2/cmd/containerd",
+        version: "v2.4.2",
+        tags: CONTAINERD_TAGS,
+    },
+    Installed {
+        program: "containerd-shim-runc-v2",
+        module: "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+        version: "v2.4.2",
+        tags: CONTAINERD_TAGS,
+    },
+    Installed { program: "ctr", module: "github.com/containerd/containerd/v2/cmd/ctr", version: "v2.4.2", tags: CONTAINERD_TAGS },
+];
+
+const KUBERNETES: &str = "v1.37.2";
+const STAGING: &str = "v0.37.2";
+const ETCD: &str = "v3.7.3";
+const CRI_TOOLS: &str = "v1.34.0";
+const CRI_TOOLS_STAGING: &str = "v0.34.2";
+
+/// Builds what is not in the cache yet. A program that does not build is named and left out.
+fn peers(host: &mut Host) -> Result<PathBuf> {
+    let directory = cache().join("peers");
+    fs::create_dir_all(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
+    for peer in INSTALLED {
+        let build = |to: &Path| {
+            let mut command = go(&["install", "-ldflags", "-s -w", "-tags", peer.tags, &format!("{}@{}", peer.module, peer.version)]);
+            command.env("GOBIN", to.parent().unwrap_or(to));
+            sh::run(&format!("build {} {}", peer.program, peer.version), &mut command)
+        };
+        keep(host, &directory, peer.program, peer.version, build);
+    }
+    keep(host, &directory, "etcd", ETCD, |to| etcd(to));
+    for program in ["kubectl", "kube-apiserver"] {
+        keep(host, &directory, program, KUBERNETES, |to| kubernetes(program, to));
+    }
+    for program in ["crictl", "critest"] {
+        keep(host, &directory, program, CRI_TOOLS, |to| cri_tools(program, to));
+    }
+    Ok(directory)
+}
+
+/// Builds `program` unless the cache has this version of it.
+fn keep(host: &mut Host, directory: &Path, program: &str, version: &str, build: impl FnOnce(&Path) -> Result<()>) {
+    let (path, stamp) = (directory.join(program), directory.join(format!("{program}.version")));
+    if path.exists() && fs::read_to_string(&stamp).is_ok_and(|kept| kept == version) {
+        return;
+    }
+    let result = build(&path).and_then(|()| fs::write(&stamp, version).context("failed to write the version"));
+    if let Err(error) = result {
+        host.missing.push(format!("{program} {version}: {error:#}"));
+    }
+}
+
+fn go(arguments: &[&str]) -> Command {
+    let mut command = Command::new("go");
+    command.args(arguments).env("GOTOOLCHAIN", "local").env("GOFLAGS", "-mod=mod").stdin(std::process::Stdio::null());
+    // The modules' chatter says nothing that a failure does not.
+    command.stderr(std::process::Stdio::inherit());
+    command
+}
+
+/// A scratch module in which a program of other modules is built.
+fn scratch(name: &str, go_mod: &str) -> Result<PathBuf> {
+    let directory = cache().join("go").join(name);
+    fs::create_dir_all(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
+    fs::write(directory.join("go.mod"), format!("module peers\ngo 1.26\n{go_mod}")).context("failed to write go.mod")?;
+    Ok(directory)
+}
+
+fn go_build(step: &str, directory: &Path, arguments: &[&str], to: &Path, package: &str) -> Result<()> {
+    let mut command = go(arguments);
+    command.arg("-o").arg(to).arg(package).current_dir(directory).env("GONOSUMDB", "sigs.k8s.io/cri-tools");
+    sh::run(step, &mut command)
+}
+
+fn etcd(to: &Path) -> Result<()> {
+    let directory = scratch("etcd", &format!("require go.etcd.io/etcd/server/v3 {ETCD}\n"))?;
+    go_build(&format!("build etcd {ETCD}"), &directory, &["build", "-ldflags", "-s -w"], to, "go.etcd.io/etcd/server/v3")
+}
+
+fn kubernetes(program: &str, to: &Path) -> Result<()> {
+    let module = format!("k8s.io/kubernetes@{KUBERNETES}");
+    let mut download = go(&["mod", "download", "-json", &module]);
+    download.env_remove("GOFLAGS").env("GOTOOLCHAIN", "local").current_dir(std::env::temp_dir());
+    let facts: serde_json::Value = serde_json::from_str(&sh::output(&mut download)?).context("go mod download printed no JSON")?;
+    let go_mod = facts["GoMod"].as_str().context("go mod download named no go.mod")?;
+    let text = fs::read_to_string(go_mod).with_context(|| format!("failed to read {go_mod}"))?;
+    let replaced = text.lines().filter_map(|line| line.trim().split_once(" => ./staging/")).map(|(module, _)| module.trim());
+    let replaces: String = replaced.map(|module| format!("replace {module} => {module} {STAGING}\n")).collect();
+    let directory = scratch("kubernetes", &format!("require k8s.io/kubernetes {KUBERNETES}\n{replaces}"))?;
+    let base = "k8s.io/component-base/version";
+    let flags = format!("-s -w -X {base}.gitVersion={KUBERNETES} -X {base}.gitMajor=1 -X {base}.gitMinor=37");
+    let package = format!("k8s.io/kubernetes/cmd/{program}");
+    go_build(&format!("build {program} {KUBERNETES}"), &directory, &["build", "-ldflags", &flags], to, &package)
+}
+
+fn cri_tools(program: &str, to: &Path) -> Result<()> {
+    let modules = ["api", "apimachinery", "client-go", "cri-api", "cri-client", "kubectl", "kubelet", "component-base", "cli-runtime"];
+    let requires: String = modules.iter().map(|module| format!("require k8s.io/{module} {CRI_TOOLS_STAGING}\n")).collect();
+    let directory = scratch("cri-tools", &format!("require sigs.k8s.io/cri-tools {CRI_TOOLS}\n{requires}"))?;
+    let arguments: &[&str] = if program == "critest" { &["test", "-c", "-ldflags", "-s -w"] } else { &["build", "-ldflags", "-s -w"] };
+    let package = format!("sigs.k8s.io/cri-tools/cmd/{program}");
+    go_build(&format!("build {program} {CRI_TOOLS}"), &directory, arguments, to, &package)
+}
