@@ -1,0 +1,96 @@
+//! Whether the node takes a pod that was bound to it (upstream pkg/kubelet/lifecycle/predicate.go, v1.37). Pure.
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+
+use crate::model;
+use crate::qos;
+use crate::quantity::{list_milli, list_value};
+use crate::status::Verdict;
+
+/// Decides; `others` are the pods that the node has taken and that are not over. The error is the pod's failure.
+pub fn admit(pod: &Pod, node: &Node, others: &[std::sync::Arc<Pod>]) -> Result<(), Verdict> {
+    let spec = pod.spec.as_ref();
+    let labels = node.metadata.labels.as_ref();
+    if let Some(os) = spec.and_then(|s| s.os.as_ref()).filter(|os| os.name != "linux") {
+        return Err(verdict("PodOSNotSupported", format!("Failed to admit pod as the OS field doesn't match node OS ({})", os.name)));
+    }
+    let selector = spec.and_then(|s| s.node_selector.as_ref());
+    let unmatched = selector.iter().flat_map(|s| s.iter()).any(|(key, value)| labels.and_then(|l| l.get(key)) != Some(value));
+    if unmatched {
+        return Err(verdict("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".to_owned()));
+    }
+    ports(pod, others)?;
+    resources(pod, node, others)?;
+    taints(pod, node)
+}
+
+fn verdict(reason: &str, message: String) -> Verdict {
+    Verdict { reason: reason.to_owned(), message: format!("Pod was rejected: {message}") }
+}
+
+fn resources(pod: &Pod, node: &Node, others: &[std::sync::Arc<Pod>]) -> Result<(), Verdict> {
+    let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+    let insufficient = |name: &str, word: &str, wanted: i64, used: i64, capacity: i64| {
+        let text = format!("Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}");
+        Err(verdict(&format!("OutOf{word}"), text))
+    };
+    let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
+    let pods = list_value(allocatable, "pods");
+    if pods > 0 && count + 1 > pods {
+        return insufficient("pods", "pods", 1, count, pods);
+    }
+    let wanted = qos::pod_resources(pod);
+    let used: Vec<qos::PodResources> = others.iter().map(|p| qos::pod_resources(p)).collect();
+    let cpu_used: i64 = used.iter().map(|r| r.cpu_request_milli).sum();
+    let cpu = list_milli(allocatable, "cpu");
+    if wanted.cpu_request_milli > 0 && cpu_used + wanted.cpu_request_milli > cpu {
+        return insufficient("cpu", "cpu", wanted.cpu_request_milli, cpu_used, cpu);
+    }
+    let memory_used: i64 = used.iter().map(|r| r.memory_request_bytes).sum();
+    let memory = list_value(allocatable, "memory");
+    if wanted.memory_request_bytes > 0 && memory_used + wanted.memory_request_bytes > memory {
+        return insufficient("memory", "memory", wanted.memory_request_bytes, memory_used, memory);
+    }
+    Ok(())
+}
+
+fn ports(pod: &Pod, others: &[std::sync::Arc<Pod>]) -> Result<(), Verdict> {
+    let of = |pod: &Pod| -> Vec<(String, String, i32)> {
+        let ports = model::containers(pod).iter().flat_map(|c| c.ports.iter().flatten());
+        ports
+            .filter_map(|p| {
+                let port = p.host_port.filter(|h| *h > 0)?;
+                let ip = p.host_ip.clone().filter(|i| i != "0.0.0.0").unwrap_or_default();
+                Some((ip, p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), port))
+            })
+            .collect()
+    };
+    let wanted = of(pod);
+    let clash = others.iter().flat_map(|o| of(o)).any(|(ip, protocol, port)| {
+        wanted.iter().any(|(i, p, n)| *n == port && *p == protocol && (*i == ip || i.is_empty() || ip.is_empty()))
+    });
+    if clash {
+        let text = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        return Err(verdict("NodePorts", text.to_owned()));
+    }
+    Ok(())
+}
+
+fn taints(pod: &Pod, node: &Node) -> Result<(), Verdict> {
+    let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+    let taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
+    for taint in taints.filter(|t| t.effect == "NoExecute") {
+        let tolerated = tolerations.iter().any(|t| {
+            let effect = t.effect.as_deref().unwrap_or("");
+            let key = t.key.as_deref().unwrap_or("");
+            let exists = t.operator.as_deref() == Some("Exists");
+            let same_value = t.value.as_deref().unwrap_or("") == taint.value.as_deref().unwrap_or("");
+            (effect.is_empty() || effect == taint.effect) && (key == taint.key || (key.is_empty() && exists)) && (exists || same_value)
+        });
+        if !tolerated {
+            let text = "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
+            return Err(verdict("TaintToleration", text.to_owned()));
+        }
+    }
+    Ok(())
+}
