@@ -131,9 +131,8 @@ impl Line {
     }
 }
 
-fn built_in(_args: Vec<OsString>) -> u8 {
-    eprintln!("no OCI runtime is built in yet: name one by the runtime options' BinaryName");
-    127
+fn built_in(args: Vec<OsString>) -> u8 {
+    oci_runtime::main(std::iter::once(OsString::from("coracle-oci")).chain(args))
 }
 
 /// Bytes of the runtime's log before a command, so that an older error is not taken for the command's.

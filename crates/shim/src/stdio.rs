@@ -72,10 +72,10 @@ impl Shim {
             let reader = pipes::open_fifo(&client, Access::Read).map_err(said)?;
             // Without a writer of ours the input would end when a client goes away to come back later.
             let keep = pipes::open_fifo(&client, Access::Write).map_err(said)?;
-            process.input = Some(self.streams.add_pump(&self.epoll, reader, writer, Some(keep)).map_err(said)?);
-        } else {
-            process.stdin = Some(writer);
+            let copy = writer.try_clone().map_err(said)?;
+            process.input = Some(self.streams.add_pump(&self.epoll, reader, copy, Some(keep)).map_err(said)?);
         }
+        process.stdin = Some(writer);
         Ok(())
     }
 
