@@ -179,6 +179,14 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) as i32 })
 }
 
+/// Sets the name that the process table shows for this thread, cut off at 15 bytes.
+///
+/// # Errors
+/// `prctl(2)`'s; `InvalidInput` for a name with a 0.
+pub fn set_name(name: &str) -> io::Result<()> {
+    Ok(rustix::thread::set_name(&std::ffi::CString::new(name)?)?)
+}
+
 /// Begins a session of its own (and a process group).
 ///
 /// # Errors

@@ -120,21 +120,16 @@ pub fn set_hostname(name: &str) -> io::Result<()> {
     Ok(rustix::system::sethostname(name.as_bytes())?)
 }
 
-/// Leaves this process (which must be alone and about to exec) a root that holds nothing but `executable` as `/pause`,
-/// read-only. `workdir` is an empty directory to build on; nothing stays there.
+/// Leaves this process (which must be alone and about to exec a descriptor) an empty root, read-only. `workdir` is an empty
+/// directory to build on; nothing stays there.
 ///
 /// # Errors
 /// Those of `unshare(2)`, `mount(2)`, `pivot_root(2)` and `umount2(2)`.
-pub fn confine_to(executable: &Path, workdir: &Path) -> io::Result<()> {
+pub fn confine(workdir: &Path) -> io::Result<()> {
     make(Kind::Mount)?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let quiet = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("tmpfs", workdir, "tmpfs", quiet, c"size=4k,mode=555,nr_inodes=4")?;
-    let target = workdir.join("pause");
-    File::create(&target)?;
-    rustix::mount::mount_bind(executable, &target)?;
-    rustix::mount::mount_remount(&target, MountFlags::BIND | MountFlags::RDONLY | quiet, c"")?;
-    rustix::mount::mount_remount(workdir, MountFlags::BIND | MountFlags::RDONLY | quiet, c"")?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
+    rustix::mount::mount("tmpfs", workdir, "tmpfs", flags, c"size=4k,mode=555,nr_inodes=2")?;
     std::env::set_current_dir(workdir)?;
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;

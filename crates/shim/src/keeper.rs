@@ -15,8 +15,8 @@ use linux::event::{Epoll, Interest, Ready, SignalFd};
 use linux::pipes;
 use prost::Message;
 use protocols::shim::coracle::{
-    DropRequest, DropResponse, ExitRequest, ExitResponse, GetRequest, GetResponse, KEEPER_SERVICE, KeeperInfoResponse,
-    ListRequest, ListResponse, PutRequest, PutResponse, StartShimRequest, StartShimResponse,
+    DropRequest, DropResponse, ExitRequest, ExitResponse, GetRequest, GetResponse, KEEPER_SERVICE, KeeperInfoResponse, ListRequest,
+    ListResponse, PutRequest, PutResponse, StartShimRequest, StartShimResponse,
 };
 use protocols::ttrpc::{RpcError, code};
 
@@ -83,8 +83,7 @@ pub fn run(args: &Args) -> Result<(), String> {
     // A session leader already is one.
     let _ = child::new_session();
     let socket = state.join("keeper.sock");
-    let mut keeper =
-        Keeper::new(&socket).map_err(|error| format!("failed to serve on {}: {error}", socket.display()))?;
+    let mut keeper = Keeper::new(&socket).map_err(|error| format!("failed to serve on {}: {error}", socket.display()))?;
     let served = keeper.serve().map_err(|error| format!("the keeper's loop failed: {error}"));
     let _ = std::fs::remove_file(&socket);
     served
@@ -177,8 +176,7 @@ impl Keeper {
         }
         let payload = request.payload.as_slice();
         let message = match request.method.as_str() {
-            "Info" => KeeperInfoResponse { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() }
-                .encode_to_vec(),
+            "Info" => KeeperInfoResponse { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() }.encode_to_vec(),
             "StartShim" => {
                 self.start(read(payload)?, call.reply)?;
                 return Ok(None);
@@ -187,9 +185,8 @@ impl Keeper {
             "Get" => {
                 let request: GetRequest = read(payload)?;
                 let found = self.kept.get(&request.name).map(OwnedFd::try_clone).transpose();
-                let found = found.map_err(|error| {
-                    RpcError::new(code::RESOURCE_EXHAUSTED, format!("failed to copy {}: {error}", request.name))
-                })?;
+                let found =
+                    found.map_err(|error| RpcError::new(code::RESOURCE_EXHAUSTED, format!("failed to copy {}: {error}", request.name)))?;
                 let Some(descriptor) = found else {
                     return Err(RpcError::new(code::NOT_FOUND, format!("nothing is kept as {}", request.name)));
                 };
@@ -202,9 +199,7 @@ impl Keeper {
             }
             "Drop" => {
                 let request: DropRequest = read(payload)?;
-                self.kept.retain(|name, _| {
-                    *name != request.name && !(request.prefix && name.starts_with(&request.name))
-                });
+                self.kept.retain(|name, _| *name != request.name && !(request.prefix && name.starts_with(&request.name)));
                 DropResponse {}.encode_to_vec()
             }
             "Exit" => self.exit_of(&read(payload)?)?.encode_to_vec(),
@@ -231,13 +226,13 @@ impl Keeper {
     fn exit_of(&mut self, request: &ExitRequest) -> Result<ExitResponse, RpcError> {
         // The caller may have heard of the exit before this loop has.
         self.reap();
-        let found = self.orphans.iter().rev().find(|orphan| {
-            orphan.pid == request.pid && (request.start_time == 0 || orphan.start_time == request.start_time)
-        });
+        let found = self
+            .orphans
+            .iter()
+            .rev()
+            .find(|orphan| orphan.pid == request.pid && (request.start_time == 0 || orphan.start_time == request.start_time));
         match found {
-            Some(orphan) => {
-                Ok(ExitResponse { exit_status: orphan.exit.status, exited_at: Some(orphan.exit.at()) })
-            }
+            Some(orphan) => Ok(ExitResponse { exit_status: orphan.exit.status, exited_at: Some(orphan.exit.at()) }),
             None => Err(RpcError::new(code::NOT_FOUND, format!("no exit of process {} was seen", request.pid))),
         }
     }

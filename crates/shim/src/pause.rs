@@ -1,11 +1,11 @@
 //! Process 1 of a PID namespace that a pod shares: it reaps, and does nothing else.
 //!
-//! It runs our own static executable, as nobody and without capabilities, in a mount namespace whose read-only root
-//! holds that executable alone: its `/proc/1/root` and `/proc/1/exe` are no way out for whoever may trace it.
+//! It runs our own static executable, as nobody and without capabilities, in a mount namespace whose read-only root is
+//! empty, and executes the shim's protected file (`linux::exe`): its `/proc/1/root` and `/proc/1/exe` are no way out for
+//! whoever may trace it.
 
-use std::os::unix::process::CommandExt;
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::Command;
 
 use linux::child::{self, Fork};
 use linux::event::SignalFd;
@@ -47,27 +47,35 @@ pub(crate) fn make(bundle: &Path) -> Result<(), String> {
 /// Becomes the pause process; answers only why it could not.
 fn become_pause(bundle: &Path) -> String {
     let workdir = bundle.join("pause");
-    let steps = || -> std::io::Result<()> {
+    let steps = || -> std::io::Result<std::fs::File> {
         let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
         for number in 0..3 {
-            child::dup_to(std::os::fd::AsFd::as_fd(&null), number)?;
+            child::dup_to(null.as_fd(), number)?;
         }
         child::new_session()?;
-        let executable = std::fs::canonicalize("/proc/self/exe")?;
+        let executable = std::fs::File::open("/proc/self/exe")?;
         std::fs::create_dir_all(&workdir)?;
-        podns::confine_to(&executable, &workdir)?;
-        podns::drop_privileges()
+        podns::confine(&workdir)?;
+        podns::drop_privileges()?;
+        Ok(executable)
     };
-    if let Err(error) = steps() {
-        return format!("confining it: {error}");
-    }
-    let error = Command::new("/pause").arg0("/pause").arg("pause").env_clear().exec();
+    let executable = match steps() {
+        Ok(executable) => executable,
+        Err(error) => return format!("confining it: {error}"),
+    };
+    let strings = |words: &[&str]| linux::process::ExecStrings::new(words.iter().copied());
+    let (args, env) = match (strings(&["/pause", "pause"]), strings(&[])) {
+        (Ok(args), Ok(env)) => (args, env),
+        (Err(error), _) | (_, Err(error)) => return format!("exec: {error}"),
+    };
+    let error = linux::process::exec_fd(executable.as_fd(), &args, &env);
     format!("exec: {error} (the shim must be a static executable)")
 }
 
 /// The pause process: reaps until it is told to end.
 #[must_use]
 pub fn run() -> u8 {
+    let _ = child::set_name("pause");
     let Ok(signals) = SignalFd::new(&[17, 15, 2]) else { return 1 };
     let Ok(epoll) = linux::event::Epoll::new() else { return 1 };
     if epoll.add(&signals, 0, linux::event::Interest::READ).is_err() {

@@ -289,7 +289,7 @@ fn a_shared_pid_namespace_has_a_confined_pause_process() {
     let status = std::fs::read_to_string(proc("status")).expect("status");
     assert!(status.contains("NSpid:") && status.contains("CapEff:\t0000000000000000") && status.contains("Uid:\t65535"));
     let root: Vec<_> = std::fs::read_dir(proc("root")).expect("root").flatten().map(|entry| entry.file_name()).collect();
-    assert_eq!(root, ["pause"]);
+    assert!(root.is_empty(), "{root:?}");
     let name = std::fs::read_link(proc("ns/ipc")).expect("ipc");
     assert_eq!(name, std::fs::read_link(format!("/proc/{}/ns/ipc", shim.pid())).expect("ipc"));
 
