@@ -1,0 +1,171 @@
+//! The controllers against a real kube-apiserver.
+
+mod common;
+
+use std::time::Duration;
+
+use clap::Parser;
+use common::{Upstream, eventually};
+use controller_manager::Config;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, ServiceAccount};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    config: Config,
+}
+
+struct Running {
+    upstream: Upstream,
+    client: Client,
+    cancel: CancellationToken,
+    task: tokio::task::JoinHandle<Result<(), controller_manager::Error>>,
+}
+
+impl Running {
+    async fn start(test: &str, flags: &[&str]) -> Option<Self> {
+        let upstream = Upstream::start(test).await?;
+        let kubeconfig = upstream.kubeconfig.display().to_string();
+        let root_ca = upstream.root_ca.display().to_string();
+        let fixed = ["x", "--kubeconfig", &kubeconfig, "--root-ca-file", &root_ca, "--use-service-account-credentials=true"];
+        let config = Cli::try_parse_from(fixed.iter().chain(flags)).expect("flags").config;
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(controller_manager::run(config, cancel.clone()));
+        let client = upstream.client().await;
+        Some(Self { upstream, client, cancel, task })
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        tokio::time::timeout(Duration::from_secs(10), self.task).await.expect("in time").expect("task").expect("run");
+        drop(self.upstream);
+    }
+}
+
+fn deployment(replicas: i32, image: &str) -> Deployment {
+    serde_json::from_value(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}},
+            "template": {"metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "c", "image": image}]}}}
+    }))
+    .expect("deployment")
+}
+
+/// Plays kubelet: every pod runs and is ready.
+async fn make_ready(pods: &Api<Pod>) {
+    for pod in pods.list(&ListParams::default()).await.expect("list").items {
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let ready = pod.status.as_ref().is_some_and(|s| s.conditions.iter().flatten().any(|c| c.type_ == "Ready"));
+        if pod.metadata.deletion_timestamp.is_some() {
+            let _ = pods.delete(&name, &DeleteParams::default().grace_period(0)).await;
+        } else if !ready {
+            let status = json!({"status": {"phase": "Running", "conditions": [
+                {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+            let _ = pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(status)).await;
+        }
+    }
+}
+
+async fn rolled_out(client: &Client, seconds: u64, image: &str, replicas: i32) {
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    eventually(&format!("{image} rolled out"), seconds, || async {
+        make_ready(&pods).await;
+        let d = deployments.get("web").await.expect("get");
+        let status = d.status.clone().unwrap_or_default();
+        let listed = pods.list(&ListParams::default()).await.expect("list").items;
+        let images = listed.iter().flat_map(|pod| pod.spec.iter().flat_map(|spec| &spec.containers));
+        let done = images.filter(|c| c.image.as_deref() == Some(image)).count() == replicas as usize
+            && listed.len() == replicas as usize
+            && status.available_replicas.unwrap_or(0) == replicas
+            && status.observed_generation == d.metadata.generation;
+        done.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_lives_its_life() {
+    let Some(running) = Running::start("a_deployment_lives_its_life", &[]).await else { return };
+    let client = running.client.clone();
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    let replica_sets: Api<ReplicaSet> = Api::namespaced(client.clone(), "default");
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    eventually("default service account", 30, || async { accounts.get_opt("default").await.expect("get") }).await;
+    let ca = eventually("root CA", 30, || async { config_maps.get_opt("kube-root-ca.crt").await.expect("get") }).await;
+    assert!(ca.data.expect("data")["ca.crt"].contains("BEGIN CERTIFICATE"));
+
+    deployments.create(&PostParams::default(), &deployment(3, "a:1")).await.expect("create");
+    rolled_out(&client, 30, "a:1", 3).await;
+    let image = |image: &str| json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}}});
+    let patch = |body: serde_json::Value| {
+        let deployments = deployments.clone();
+        async move {
+            deployments.patch("web", &PatchParams::default(), &Patch::Strategic(body)).await.expect("patch");
+        }
+    };
+    patch(image("a:2")).await;
+    rolled_out(&client, 60, "a:2", 3).await;
+    let listed = replica_sets.list(&ListParams::default()).await.expect("list").items;
+    assert_eq!(listed.len(), 2, "the old one stays for undo");
+    let revision = |d: &Deployment| d.metadata.annotations.clone().unwrap_or_default()["deployment.kubernetes.io/revision"].clone();
+    assert_eq!(revision(&deployments.get("web").await.expect("get")), "2");
+
+    // Undo is the old template again: the old ReplicaSet becomes revision 3.
+    patch(image("a:1")).await;
+    rolled_out(&client, 60, "a:1", 3).await;
+    let d = deployments.get("web").await.expect("get");
+    assert_eq!(revision(&d), "3");
+    assert_eq!(replica_sets.list(&ListParams::default()).await.expect("list").items.len(), 2);
+    let conditions = d.status.expect("status").conditions.expect("conditions");
+    let reason = |kind: &str| conditions.iter().find(|c| c.type_.as_deref() == Some(kind)).and_then(|c| c.reason.clone());
+    eventually("progress is told", 20, || async {
+        let d = deployments.get("web").await.expect("get");
+        let all = d.status.unwrap_or_default().conditions.unwrap_or_default();
+        let done = all.iter().any(|c| c.reason.as_deref() == Some("NewReplicaSetAvailable"));
+        done.then_some(())
+    })
+    .await;
+    assert_eq!(reason("Available").as_deref(), Some("MinimumReplicasAvailable"));
+
+    patch(json!({"spec": {"replicas": 1}})).await;
+    rolled_out(&client, 30, "a:1", 1).await;
+    patch(json!({"spec": {"strategy": {"type": "Recreate", "rollingUpdate": null}}})).await;
+    patch(image("a:4")).await;
+    rolled_out(&client, 60, "a:4", 1).await;
+    let events: Api<Event> = Api::namespaced(client.clone(), "default");
+    let told = events.list(&ListParams::default()).await.expect("list").items;
+    assert!(told.iter().any(|event| event.reason.as_deref() == Some("ScalingReplicaSet")));
+    assert!(told.iter().any(|event| event.reason.as_deref() == Some("SuccessfulCreate")));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_goes_with_all_it_holds() {
+    let Some(running) = Running::start("a_namespace_goes_with_all_it_holds", &[]).await else { return };
+    let client = running.client.clone();
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let namespace = serde_json::from_value(json!({"metadata": {"name": "goes"}})).expect("namespace");
+    namespaces.create(&PostParams::default(), &namespace).await.expect("create");
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "goes");
+    eventually("default service account", 30, || async { accounts.get_opt("default").await.expect("get") }).await;
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "goes");
+    deployments.create(&PostParams::default(), &deployment(2, "a:1")).await.expect("create");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "goes");
+    eventually("two pods", 30, || async { (pods.list(&ListParams::default()).await.expect("list").items.len() == 2).then_some(()) }).await;
+    namespaces.delete("goes", &DeleteParams::default()).await.expect("delete");
+    eventually("the namespace is gone", 60, || async {
+        make_ready(&pods).await;
+        namespaces.get_opt("goes").await.expect("get").is_none().then_some(())
+    })
+    .await;
+    let _: Api<Node> = Api::all(client);
+    running.stop().await;
+}
