@@ -105,46 +105,96 @@ fn clean(path: &Path) -> Vec<&std::ffi::OsStr> {
     parts
 }
 
-/// The directory `path` below `root`, made with all that is missing above it (mode 0755), as an O_PATH descriptor.
+/// How many links that lead to nothing yet are followed on one path (the kernel's own bound for links).
+const DANGLING_MAX: usize = 40;
+
+/// The directory `path` below `root`, made with all that is missing above it (mode 0755), as an O_PATH descriptor. A
+/// link that leads to nothing is followed, within the root, and what it leads to is made.
 ///
 /// # Errors
 /// The kernel's answer; `ENOTDIR` when something on the way is no directory.
 pub fn make_directories_in_root(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    let mut path = path.to_path_buf();
+    for _ in 0..DANGLING_MAX {
+        match try_make_directories(root, &path)? {
+            Made::Open(fd) => return Ok(fd),
+            Made::LeadsTo(other) => path = other,
+        }
+    }
+    Err(Error::new("mkdir", path.display().to_string(), std::io::Error::from_raw_os_error(libc::ELOOP)))
+}
+
+enum Made {
+    Open(OwnedFd),
+    /// A link without an end was met; the path is to be this one.
+    LeadsTo(PathBuf),
+}
+
+fn try_make_directories(root: BorrowedFd<'_>, path: &Path) -> Result<Made> {
     let flags = libc::O_PATH | libc::O_DIRECTORY;
     match open_in_root(root, path, flags) {
         Err(e) if e.is(libc::ENOENT) => {}
-        other => return other,
+        other => return other.map(Made::Open),
     }
     let mut present = PathBuf::new();
     let mut dir = open_in_root(root, Path::new("."), flags)?;
-    for part in clean(path) {
+    let parts = clean(path);
+    for (index, part) in parts.iter().enumerate() {
+        let above = present.clone();
         present.push(part);
         dir = match open_in_root(root, &present, flags) {
             Err(e) if e.is(libc::ENOENT) => {
+                if let Some(target) = read_link_at(dir.as_fd(), Path::new(part))? {
+                    let rest: PathBuf = parts[index + 1..].iter().collect();
+                    return Ok(Made::LeadsTo(above.join(target).join(rest)));
+                }
                 make_directory_at(dir.as_fd(), Path::new(part), 0o755)?;
                 open_in_root(root, &present, flags)?
             }
             other => other?,
         };
     }
-    Ok(dir)
+    Ok(Made::Open(dir))
+}
+
+/// Where the link `name` in `dir` leads; `None` when it is not there or no link.
+fn read_link_at(dir: BorrowedFd<'_>, name: &Path) -> Result<Option<PathBuf>> {
+    use std::os::unix::ffi::OsStringExt;
+    let name_c = cpath("readlink", name)?;
+    let mut buffer = vec![0u8; libc::PATH_MAX as usize];
+    // SAFETY: the string and the buffer, with its length, outlive the call.
+    let ret = unsafe { libc::readlinkat(dir.as_raw_fd(), name_c.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    match check(ret as libc::c_long) {
+        Ok(length) => {
+            buffer.truncate(length as usize);
+            Ok(Some(PathBuf::from(std::ffi::OsString::from_vec(buffer))))
+        }
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => Ok(None),
+        Err(e) => Err(Error::new("readlink", name.display().to_string(), e)),
+    }
 }
 
 /// The file `path` below `root`, made empty (mode 0644) with all directories above it when it is missing, as an O_PATH
-/// descriptor; a link at the end is followed within the root.
+/// descriptor; links are followed within the root.
 ///
 /// # Errors
 /// The kernel's answer.
 pub fn make_file_in_root(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
-    match open_in_root(root, path, libc::O_PATH) {
-        Err(e) if e.is(libc::ENOENT) => {}
-        other => return other,
+    let mut path = path.to_path_buf();
+    for _ in 0..DANGLING_MAX {
+        match open_in_root(root, &path, libc::O_PATH) {
+            Err(e) if e.is(libc::ENOENT) => {}
+            other => return other,
+        }
+        let (dir, name) = parent_in_root(root, &path)?;
+        if let Some(target) = read_link_at(dir.as_fd(), &name)? {
+            path = path.parent().unwrap_or(Path::new("/")).join(target);
+            continue;
+        }
+        openat2(dir.as_fd(), &name, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY, 0o644, RESOLVE_BENEATH)?;
+        return open_in_root(root, &path, libc::O_PATH);
     }
-    let (dir, name) = parent_in_root(root, path)?;
-    // With O_EXCL a dangling link is not followed but refused.
-    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
-    openat2(dir.as_fd(), &name, flags, 0o644, RESOLVE_BENEATH)?;
-    open_in_root(root, path, libc::O_PATH)
+    Err(Error::new("create", path.display().to_string(), std::io::Error::from_raw_os_error(libc::ELOOP)))
 }
 
 /// The directory that holds `path` below `root`, made when missing, and the last name of `path`.
@@ -374,12 +424,15 @@ pub fn is_executable(path: &Path) -> Result<bool> {
     }
 }
 
-/// Changes the present directory of this process.
+/// Changes the present directory of this process: for children about to execute a program, never for daemons.
 ///
 /// # Errors
 /// The kernel's answer.
 pub fn chdir(path: &Path) -> Result<()> {
-    std::env::set_current_dir(path).map_err(|e| Error::new("chdir", path.display().to_string(), e))
+    let path_c = cpath("chdir", path)?;
+    // SAFETY: the string outlives the call.
+    check(unsafe { libc::chdir(path_c.as_ptr()) }.into()).map_err(|e| Error::new("chdir", path.display().to_string(), e))?;
+    Ok(())
 }
 
 /// Changes the present directory of this process to that of a descriptor.
@@ -479,8 +532,13 @@ mod tests {
         assert!(dir.join("b/c").is_dir());
         make_file_in_root(root.as_fd(), Path::new("/d/e")).expect("file");
         assert!(dir.join("d/e").is_file());
-        assert!(make_file_in_root(root.as_fd(), Path::new("dangling")).is_err());
-        assert!(make_directories_in_root(root.as_fd(), Path::new("dangling/x")).is_err());
+        make_directories_in_root(root.as_fd(), Path::new("dangling/x")).expect("what it leads to is made, below the root");
+        assert!(dir.join("nowhere/at/all/x").is_dir() && !Path::new("/nowhere").exists());
+        symlink("loop", dir.join("loop")).expect("link");
+        assert!(make_directories_in_root(root.as_fd(), Path::new("loop/x")).is_err());
+        symlink("../../new", dir.join("d/link")).expect("link");
+        make_file_in_root(root.as_fd(), Path::new("d/link")).expect("what it leads to is made, below the root");
+        assert!(dir.join("new").is_file());
         std::fs::remove_dir_all(&dir).expect("clean up");
     }
 

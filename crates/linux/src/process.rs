@@ -269,6 +269,27 @@ pub fn close_from(first: u32, on_exec_only: bool) -> Result<()> {
     Ok(())
 }
 
+/// Closes all descriptors from `first` upwards but those in `keep`. For a process about to execute another program,
+/// which leaves the owners of what is closed behind.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn close_all_but(first: u32, keep: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut numbers: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|n| *n >= first).collect();
+    numbers.sort_unstable();
+    let mut from = first;
+    for number in numbers.into_iter().chain([u32::MAX]) {
+        if number > from {
+            let last = if number == u32::MAX { u32::MAX } else { number - 1 };
+            // SAFETY: only integers are passed; see above for the owners.
+            let ret = unsafe { libc::syscall(libc::SYS_close_range, from, last, 0) };
+            check(ret).map_err(|e| Error::new("close_range", from.to_string(), e))?;
+        }
+        from = number.saturating_add(1);
+    }
+    Ok(())
+}
+
 /// Makes descriptor number `number` a copy of `fd`, kept over execve(2).
 ///
 /// # Errors

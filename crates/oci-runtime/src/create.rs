@@ -235,6 +235,7 @@ impl Making<'_> {
             user_namespace: birth.user_namespace,
             socket,
             gate,
+            gate_lock: gate_lock.into(),
             console,
             filter: self.filter.as_ref(),
             state: &state,
@@ -243,7 +244,6 @@ impl Making<'_> {
             preserve_fds: self.options.preserve_fds,
         };
         let error = init.run();
-        drop(gate_lock);
         // Whoever waits at the gate has been told; this is for the container's log.
         eprintln!("{}", line(&error));
         linux::process::exit_now(1)
@@ -300,13 +300,16 @@ impl Making<'_> {
                     crate::seccomp::pass_listener(self.linux.seccomp.as_ref(), pid, &number, &self.container)?;
                     Message::Go.send(socket, "")?;
                 }
+                Some((Message::Limits, _)) => {
+                    crate::process::set_rlimits(pid, self.process)?;
+                    Message::Go.send(socket, "")?;
+                }
                 Some((Message::Ready, _)) => break,
                 Some((Message::Failed, text)) => return failed(text),
                 Some((Message::Go, _)) => return failed("it said what it should be told".to_owned()),
                 None => return failed("the process died before it was ready".to_owned()),
             }
         }
-        crate::process::set_rlimits(pid, self.process)?;
         if let Some(path) = &self.options.pid_file {
             write_whole(path, pid.to_string().as_bytes())?;
         }

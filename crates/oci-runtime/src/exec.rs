@@ -196,13 +196,16 @@ impl Joining<'_> {
                     crate::seccomp::pass_listener(self.seccomp, pid, &number, self.container)?;
                     Message::Go.send(socket, "")?;
                 }
+                Some((Message::Limits, _)) => {
+                    process::set_rlimits(pid, self.process)?;
+                    Message::Go.send(socket, "")?;
+                }
                 Some((Message::Ready, _)) => break,
                 Some((Message::Failed, text)) => return failed(text),
                 Some(_) => return failed("it said what it should be told".to_owned()),
                 None => return failed("the process died before it was ready".to_owned()),
             }
         }
-        process::set_rlimits(pid, self.process)?;
         if let Some(path) = &self.pid_file {
             write_whole(path, pid.to_string().as_bytes())?;
         }
@@ -251,7 +254,9 @@ impl Joining<'_> {
             let slave = init::open_terminal(ptmx.as_fd(), self.process, self.console.as_ref())?;
             init::use_terminal(&slave)?;
         }
-        let prepared = process::prepare(self.process, self.preserve_fds)?;
+        let user_namespace = others.contains(&Kind::User);
+        let limits = || process::set_own_rlimits(self.process, user_namespace, &|| init::ask_for_limits(socket.as_fd()));
+        let prepared = process::prepare(self.process, self.preserve_fds, &[socket.as_fd()], &limits)?;
         prepared.restrict()?;
         if let Some(filter) = self.filter.as_ref().filter(|filter| filter.notifies()) {
             init::load_with_listener(filter, socket.as_fd())?;

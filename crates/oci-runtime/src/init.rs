@@ -28,6 +28,8 @@ pub enum Message {
     Hooks = b'h' as isize,
     /// Container: the seccomp listener is descriptor number N of mine.
     Listener = b'l' as isize,
+    /// Container: set my resource limits, for I may not.
+    Limits = b'i' as isize,
     /// Container: ready for the gate (or, for `exec`, for the program).
     Ready = b'r' as isize,
     /// Container: it failed, because.
@@ -57,7 +59,7 @@ impl Message {
             other => other?,
         };
         let Some((first, text)) = bytes.split_first() else { return Ok(None) };
-        let known = [Self::Go, Self::Hooks, Self::Listener, Self::Ready, Self::Failed];
+        let known = [Self::Go, Self::Hooks, Self::Listener, Self::Limits, Self::Ready, Self::Failed];
         let Some(message) = known.into_iter().find(|m| *m as u8 == *first) else {
             return refuse("a message that is none from the container's process");
         };
@@ -96,6 +98,8 @@ pub struct Init<'a> {
     pub socket: OwnedFd,
     /// Where `start` comes to.
     pub gate: OwnedFd,
+    /// Held locked until the program is executed.
+    pub gate_lock: OwnedFd,
     /// Connected to whoever takes the terminal's master.
     pub console: Option<OwnedFd>,
     /// The compiled filter.
@@ -153,7 +157,9 @@ impl Init<'_> {
         if let Some(personality) = linux.and_then(|l| l.personality.as_ref()) {
             linux::process::set_personality(process::persona(personality)?)?;
         }
-        let prepared = process::prepare(self.process, self.preserve_fds)?;
+        let keep = [self.socket.as_fd(), self.gate.as_fd(), self.gate_lock.as_fd()];
+        let limits = || process::set_own_rlimits(self.process, self.user_namespace, &|| ask_for_limits(self.socket.as_fd()));
+        let prepared = process::prepare(self.process, self.preserve_fds, &keep, &limits)?;
         self.load_notifying_filter(&prepared)?;
         Message::Ready.send(self.socket.as_fd(), "")?;
         Message::await_go(self.socket.as_fd())?;
@@ -267,6 +273,15 @@ pub fn load_with_listener(filter: &Filter, socket: BorrowedFd<'_>) -> Result<()>
     use std::os::fd::AsRawFd;
     let Some(listener) = filter.load()? else { return refuse("the kernel gave no seccomp listener") };
     Message::Listener.send(socket, &listener.as_raw_fd().to_string())?;
+    Message::await_go(socket)
+}
+
+/// Has the runtime set the resource limits.
+///
+/// # Errors
+/// When it is gone.
+pub fn ask_for_limits(socket: BorrowedFd<'_>) -> Result<()> {
+    Message::Limits.send(socket, "")?;
     Message::await_go(socket)
 }
 

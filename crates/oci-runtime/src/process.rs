@@ -151,7 +151,7 @@ const fn libc_o_wronly() -> i32 {
     1
 }
 
-/// Applies the resource limits to process `pid`.
+/// Applies the resource limits to process `pid` (0: this one).
 ///
 /// # Errors
 /// When one is above what this daemon may give.
@@ -167,6 +167,18 @@ pub fn set_rlimits(pid: i32, process: &Process) -> Result<()> {
     Ok(())
 }
 
+/// Applies the resource limits to this process. In a user namespace there is no right to raise one: then `ask` has the
+/// runtime do it.
+///
+/// # Errors
+/// When one is above what this daemon may give.
+pub fn set_own_rlimits(process: &Process, user_namespace: bool, ask: &dyn Fn() -> Result<()>) -> Result<()> {
+    match set_rlimits(0, process) {
+        Err(_) if user_namespace => ask(),
+        other => other,
+    }
+}
+
 /// The process as far as it can go before its seccomp filter and its last capabilities.
 pub struct Prepared {
     capabilities: Capabilities,
@@ -177,25 +189,18 @@ pub struct Prepared {
 }
 
 /// Becomes the process' user, with the capabilities still held that the last steps need, enters its directory, and
-/// finds its program.
+/// finds its program. Descriptors are closed but for those in `keep` (and those to preserve); `limits` sets the resource
+/// limits, after everything that needs a descriptor or memory.
 ///
 /// # Errors
 /// When a step is refused, or there is no such program.
-pub fn prepare(process: &Process, preserve_fds: u32) -> Result<Prepared> {
+pub fn prepare(process: &Process, preserve_fds: u32, keep: &[BorrowedFd<'_>], limits: &dyn Fn() -> Result<()>) -> Result<Prepared> {
     let own = linux::caps::permitted()?;
     let capabilities = capabilities(process, own)?;
     own_standard_streams(process.user.uid)?;
     linux::caps::limit_bounding(capabilities.bounding).during(|| "apply bounding set".to_owned())?;
     // The directory may be one that only the old user, or only the new one, can enter.
     let early = enter_directory(&process.cwd);
-    linux::process::set_keep_capabilities(true)?;
-    linux::process::set_ids(process.user.uid, process.user.gid, &process.user.additional_gids)?;
-    linux::caps::set(own, own, capabilities.inheritable).during(|| "keep capabilities".to_owned())?;
-    if early.is_err() {
-        enter_directory(&process.cwd)?;
-    }
-    check_directory(&process.cwd)?;
-    linux::process::set_umask(process.user.umask.unwrap_or(0o022));
     let mut env: Vec<String> = process.env.clone();
     if !env.iter().any(|pair| pair.starts_with("HOME=")) {
         env.push(format!("HOME={}", home_of(process.user.uid)));
@@ -204,8 +209,17 @@ pub fn prepare(process: &Process, preserve_fds: u32) -> Result<Prepared> {
         env.retain(|pair| !pair.starts_with("LISTEN_PID="));
         env.push(format!("LISTEN_PID={}", linux::process::pid()));
     }
+    linux::process::close_all_but(3 + preserve_fds, keep)?;
+    limits()?;
+    linux::process::set_keep_capabilities(true)?;
+    linux::process::set_ids(process.user.uid, process.user.gid, &process.user.additional_gids)?;
+    linux::caps::set(own, own, capabilities.inheritable).during(|| "keep capabilities".to_owned())?;
+    if early.is_err() {
+        enter_directory(&process.cwd)?;
+    }
+    check_directory(&process.cwd)?;
+    linux::process::set_umask(process.user.umask.unwrap_or(0o022));
     let program = find_program(&process.args[0], &env)?;
-    linux::process::close_from(3 + preserve_fds, true)?;
     Ok(Prepared {
         capabilities,
         program,
