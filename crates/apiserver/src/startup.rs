@@ -1,0 +1,125 @@
+//! What the server does once its cache is full, before it is ready: restores the allocations, makes the objects that a
+//! cluster begins with, and publishes itself as the service `kubernetes`.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use apimachinery::Gvk;
+use apimachinery::status::Status;
+use http::HeaderMap;
+use serde_json::{Value, json};
+
+use crate::api::{Api, Ctx};
+use crate::authn::User;
+use crate::bootstrap;
+use crate::lookup::Lookup as _;
+use crate::negotiate::Accepted;
+use crate::object;
+use crate::request::{Query, RequestInfo};
+use crate::resources::Resource;
+use crate::write::{Step, create_object, guaranteed_update, prepare_update};
+
+/// Where the server is reached.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Address in the endpoints.
+    pub address: Ipv4Addr,
+    /// Port.
+    pub port: u16,
+    /// The cluster IP of the service `kubernetes`.
+    pub cluster_ip: Ipv4Addr,
+    /// PEM of the authority of client certificates.
+    pub client_ca: String,
+}
+
+/// Makes or repairs everything.
+///
+/// # Errors
+/// The first object that the server's own rules or the store refuse.
+pub async fn run(api: &Arc<Api>, place: &Place) -> Result<(), Status> {
+    for service in api.lookup.list("services", None) {
+        for clash in api.services.restore(&service) {
+            tracing::error!("{clash}; one of the two Services must be deleted");
+        }
+    }
+    for wanted in bootstrap::objects().into_iter().chain(own_objects(place)) {
+        ensure(api, &wanted).await?;
+    }
+    Ok(())
+}
+
+/// Objects that depend on where the server is.
+fn own_objects(place: &Place) -> [Value; 3] {
+    let Place { address, port, cluster_ip, client_ca } = place;
+    [
+        json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+            "spec": {"type": "ClusterIP", "clusterIP": cluster_ip, "sessionAffinity": "None",
+                "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}}),
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": "IPv4", "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}),
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+            "data": {"client-ca-file": client_ca}}),
+    ]
+}
+
+/// Fields of [`own_objects`] that are kept as wanted.
+const OWN_FIELDS: &[&str] = &["endpoints", "ports", "data"];
+
+fn reconcile(existing: &Value, wanted: &Value) -> Option<Value> {
+    let own = object::text(wanted, &["metadata", "namespace"]);
+    if own.is_empty() || object::text(wanted, &["apiVersion"]).starts_with("rbac.") {
+        return bootstrap::reconcile(Some(existing), wanted);
+    }
+    let mut object = existing.clone();
+    for field in OWN_FIELDS {
+        if let Some(value) = wanted.get(*field) {
+            object[*field] = value.clone();
+        }
+    }
+    (object != *existing).then_some(object)
+}
+
+async fn ensure(api: &Arc<Api>, wanted: &Value) -> Result<(), Status> {
+    let gvk = Gvk::of(wanted).ok_or_else(|| Status::internal("a bootstrap object has no kind"))?;
+    let facts = apimachinery::kinds::by_gvk(&gvk).ok_or_else(|| Status::internal(format!("bootstrap object of unknown kind {gvk}")))?;
+    let resource: &Resource =
+        api.resources.get(&facts.group, &facts.version, &facts.resource).ok_or_else(|| Status::internal("a kind without resource"))?;
+    let user = User { name: "system:apiserver".to_owned(), groups: vec!["system:masters".to_owned()], ..User::default() };
+    let (query, headers) = (Query::default(), HeaderMap::new());
+    let info = RequestInfo {
+        verb: "patch".to_owned(),
+        is_resource: true,
+        group: facts.group.clone(),
+        version: facts.version.clone(),
+        resource: facts.resource.clone(),
+        namespace: object::text(wanted, &["metadata", "namespace"]).to_owned(),
+        name: object::name(wanted).to_owned(),
+        ..RequestInfo::default()
+    };
+    let ctx = Ctx {
+        api,
+        info: &info,
+        query: &query,
+        user: &user,
+        accepted: Accepted::default(),
+        headers: &headers,
+        resource,
+        now: jiff::Timestamp::now(),
+    };
+    let failed = |status: Status| Status::internal(format!("failed to make {gvk} {}: {}", info.name, status.message));
+    match ctx.load().await {
+        Err(status) if status.code == 404 => create_object(&ctx, wanted.clone(), false, &mut Vec::new()).await.map(drop).map_err(failed),
+        Err(status) => Err(failed(status)),
+        Ok(_) => {
+            let update = guaranteed_update(&ctx, false, |old| match reconcile(old, wanted) {
+                Some(new) => prepare_update(&ctx, old, new),
+                None => Ok(Step::Put(old.clone())),
+            });
+            update.await.map(drop).map_err(failed)
+        }
+    }
+}
