@@ -97,6 +97,11 @@ impl Disk {
         for dir in [disk.images(), disk.layers(), disk.snapshots()] {
             fs::create_dir_all(&dir).map_err(file("create directory", &dir))?;
         }
+        // Images bring set-user-id files with them, which are not for the users of this host.
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        for dir in [disk.layers(), disk.snapshots()] {
+            fs::set_permissions(&dir, std::fs::Permissions::clone(&private)).map_err(file("set mode of", &dir))?;
+        }
         let path = root.join("lock");
         let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(file("open", &path))?;
         match lock.try_lock() {

@@ -78,7 +78,13 @@ pub(crate) async fn pull(shared: &Arc<Shared>, reference: &Reference, auth: Opti
         layers: chains,
     };
     let id = shared.clone().put_image(record, pins).await?;
-    shared.report(Progress { reference: name, layer: String::new(), bytes_done: size_bytes, bytes_total: size_bytes, stage: Stage::Done });
+    shared.report(|| Progress {
+        reference: name,
+        layer: String::new(),
+        bytes_done: size_bytes,
+        bytes_total: size_bytes,
+        stage: Stage::Done,
+    });
     Ok(id)
 }
 
@@ -91,7 +97,7 @@ async fn fetch_layers(shared: &Arc<Shared>, repository: &Repository<'_>, name: &
         let wait = std::mem::replace(&mut below, next);
         tasks.push(async move {
             fetch_layer(shared, repository, name, layers, n, wait).await?;
-            shared.report(progress(name, layer, layer.descriptor.size, Stage::Committed));
+            shared.report(|| progress(name, layer, layer.descriptor.size, Stage::Committed));
             committed.send_replace(true);
             Ok(())
         });
@@ -219,7 +225,7 @@ async fn transfer(
         if *received > layer.descriptor.size {
             return Ok(Transfer::Ended);
         }
-        shared.report(progress(name, layer, *received, Stage::Fetching));
+        shared.report(|| progress(name, layer, *received, Stage::Fetching));
         if sender.send(fresh).await.is_err() {
             return Ok(Transfer::Refused);
         }

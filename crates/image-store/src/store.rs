@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     index: Mutex<Index>,
     in_flight: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     progress: broadcast::Sender<Progress>,
+    /// Held by whoever changes images' records.
+    writer: Mutex<()>,
     _lock: File,
 }
 
@@ -75,6 +77,7 @@ impl Shared {
             index: Mutex::new(index),
             in_flight: Mutex::default(),
             progress: broadcast::channel(PROGRESS_EVENTS_MAX).0,
+            writer: Mutex::default(),
             _lock: lock,
         })
     }
@@ -88,9 +91,11 @@ impl Shared {
         self.progress.subscribe()
     }
 
-    pub fn report(&self, progress: Progress) {
-        // Nobody listening is no error.
-        let _ = self.progress.send(progress);
+    /// Tells whoever listens; the event is only made when somebody does.
+    pub fn report(&self, progress: impl FnOnce() -> Progress) {
+        if self.progress.receiver_count() > 0 {
+            let _ = self.progress.send(progress());
+        }
     }
 
     pub fn next_number(&self) -> u64 {
@@ -158,22 +163,27 @@ impl Shared {
     }
 
     pub fn put_image_blocking(&self, mut record: ImageRecord) -> Result<String, Error> {
-        // Held over the writes: two records must not both claim a name.
-        let mut index = self.index();
-        if let Some(old) = index.images.get(&record.id) {
-            merge(&mut record.tags, &old.tags);
-            merge(&mut record.digests, &old.digests);
-        }
-        self.disk.save_image(&record)?;
-        let id = record.id.clone();
-        let tags = record.tags.clone();
-        index.images.insert(id.clone(), record);
-        for other in index.images.values_mut().filter(|i| i.id != id) {
-            let before = other.tags.len();
-            other.tags.retain(|tag| !tags.contains(tag));
-            if other.tags.len() != before {
-                self.disk.save_image(other)?;
+        // Two records must not both claim a name; the index itself is not locked while the disk is busy.
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut losers = Vec::new();
+        {
+            let index = self.index();
+            if let Some(old) = index.images.get(&record.id) {
+                merge(&mut record.tags, &old.tags);
+                merge(&mut record.digests, &old.digests);
             }
+            for other in index.images.values().filter(|i| i.id != record.id && i.tags.iter().any(|t| record.tags.contains(t))) {
+                let mut other = other.clone();
+                other.tags.retain(|tag| !record.tags.contains(tag));
+                losers.push(other);
+            }
+        }
+        let id = record.id.clone();
+        // The new owner of a name comes last: a crash in between leaves nobody with it rather than two.
+        losers.push(record);
+        for record in losers {
+            self.disk.save_image(&record)?;
+            self.index().images.insert(record.id.clone(), record);
         }
         Ok(id)
     }
@@ -181,23 +191,31 @@ impl Shared {
     /// The id that a reference, an id or a prefix of one stands for.
     pub fn resolve(&self, text: &str) -> Result<Option<String>, Error> {
         let index = self.index();
+        if index.images.contains_key(text) {
+            return Ok(Some(text.to_owned()));
+        }
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        if hex.len() >= ID_PREFIX_MIN && hex.len() <= 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-            let mut found = index.images.keys().filter(|id| hex_of(id).starts_with(hex));
-            match (found.next(), found.next()) {
-                (Some(id), None) => return Ok(Some(id.clone())),
-                (Some(_), Some(_)) => return Err(Error::Ambiguous { id: text.to_owned() }),
-                _ if text.starts_with("sha256:") => return Ok(None),
-                _ => {}
+        let is_id = (ID_PREFIX_MIN..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());
+        // A name goes before the beginning of an id that looks like it, as in containerd.
+        if hex.len() == text.len() && (!is_id || text.len() < 64) {
+            let reference = Reference::parse(text)?;
+            let by_digest = reference.digest.as_ref().map(|digest| format!("{}@{digest}", reference.name()));
+            let named = |image: &&ImageRecord| match &by_digest {
+                Some(name) => image.digests.contains(name),
+                None => reference.tagged().is_some_and(|tag| image.tags.contains(&tag)),
+            };
+            if let Some(image) = index.images.values().find(named) {
+                return Ok(Some(image.id.clone()));
             }
         }
-        let reference = Reference::parse(text)?;
-        let by_digest = reference.digest.as_ref().map(|digest| format!("{}@{digest}", reference.name()));
-        let names = |image: &&ImageRecord| match &by_digest {
-            Some(name) => image.digests.contains(name),
-            None => reference.tagged().is_some_and(|tag| image.tags.contains(&tag)),
-        };
-        Ok(index.images.values().find(names).map(|image| image.id.clone()))
+        if !is_id {
+            return Ok(None);
+        }
+        let mut found = index.images.keys().filter(|id| hex_of(id).starts_with(hex));
+        match (found.next(), found.next()) {
+            (Some(_), Some(_)) => Err(Error::Ambiguous { id: text.to_owned() }),
+            (found, _) => Ok(found.cloned()),
+        }
     }
 
     pub fn image(&self, id: &str) -> Option<Image> {
@@ -209,6 +227,7 @@ impl Shared {
     }
 
     pub fn remove_image_blocking(&self, id: &str) -> Result<(), Error> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         self.disk.forget_image(id)?;
         self.index().images.remove(id);
         self.collect_blocking()

@@ -107,7 +107,7 @@ fn an_image_arrives_as_it_was_built() {
             let store = open(&root.join(tag)).await;
             let image = pull(&store, &reference).await.unwrap();
             assert_eq!(image.id, built.id());
-            assert_eq!(image.repo_tags, [reference.clone()]);
+            assert_eq!(image.repo_tags, std::slice::from_ref(&reference));
             assert_eq!(image.repo_digests, [format!("{}/a/b@{}", registry.address(), built.top().digest())]);
             assert_eq!((image.config.entrypoint.as_slice(), image.config.user.as_str()), (&["/ping".to_owned()][..], "1000:100"));
             assert_eq!(image.config.volumes, ["/data"]);
@@ -410,7 +410,8 @@ async fn a_start_finds_what_a_power_cut_broke() {
     };
     let cut = |path: &Path, len: u64| std::fs::File::options().write(true).open(path).unwrap().set_len(len).unwrap();
     let image_file = root.join("images").join(format!("{}.json", &id[7..]));
-    let damages: Vec<(&str, Box<dyn Fn()>)> = vec![
+    type Damage<'a> = (&'a str, Box<dyn Fn() + 'a>);
+    let damages: Vec<Damage> = vec![
         ("file cut off", Box::new(|| cut(&file_of("top"), 10))),
         ("file missing", Box::new(|| std::fs::remove_file(file_of("base")).unwrap())),
         ("layer record cut off", Box::new(|| cut(&file_of("top").parent().unwrap().with_file_name("layer.json"), 20))),
@@ -467,4 +468,78 @@ async fn archives_are_imported() {
     std::fs::write(blob, noise(100)).unwrap();
     assert!(matches!(store.import(&dir.path().join("layout")).await, Err(Error::Digest { .. })));
     assert!(store.list().is_empty());
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_leaves_nothing() {
+    on_own_host("a_full_disk_is_an_error_and_leaves_nothing", |dir| async move {
+        let root = dir.join("small");
+        std::fs::create_dir(&root).unwrap();
+        let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=300k", "small"]).arg(&root).status();
+        assert!(mounted.unwrap().success());
+        let registry = Registry::start().unwrap();
+        let big = registry.add("x", "big", &ImageSpec::new().layer([Entry::file("big", noise(600_000))]).build());
+        let small = registry.add("x", "small", &ImageSpec::new().layer([Entry::file("small", noise(9000))]).build());
+        let store = open(&root).await;
+        let error = pull(&store, &big).await.unwrap_err();
+        let full = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+        assert!(full.into_iter().any(|e| e.to_string().contains("No space left")), "{error:?}");
+        assert!(layer_dirs(&root).is_empty());
+        pull(&store, &small).await.unwrap();
+        drop(store);
+        assert_eq!(open(&root).await.list().len(), 1);
+        assert!(std::process::Command::new("umount").arg(&root).status().unwrap().success());
+    });
+}
+
+#[test]
+fn a_registry_elsewhere_is_spoken_to_by_tls() {
+    on_own_host("a_registry_elsewhere_is_spoken_to_by_tls", |dir| async move {
+        let address = "192.0.2.1:5000";
+        linux::rtnl::Route::open().unwrap().add_address(1, "192.0.2.1".parse().unwrap(), 32).unwrap();
+        let registry = Registry::start().unwrap();
+        let built = ImageSpec::new().layer([Entry::file("a", noise(200_000))]).build();
+        registry.add("x", "1", &built);
+        let authority = rcgen::generate_simple_self_signed(["192.0.2.1".to_owned()]).unwrap();
+        let ca_file = dir.join("ca.pem");
+        std::fs::write(&ca_file, authority.cert.pem()).unwrap();
+        let front = tls_front(address, &registry.address(), &authority).await;
+        let trusting = Options { ca_file: Some(ca_file), ..options() };
+        let store = ImageStore::open(&dir.join("a"), trusting).await.unwrap();
+        let image = pull(&store, &format!("{address}/x:1")).await.unwrap();
+        assert_eq!((image.id, registry.count("/blobs/")), (built.id(), 2));
+        // Without the authority nothing is asked, let alone in plain text.
+        let before = registry.requests().len();
+        let store = ImageStore::open(&dir.join("b"), Options { retries_max: 0, ..options() }).await.unwrap();
+        let error = pull(&store, &format!("{address}/x:1")).await.unwrap_err();
+        assert!(error.to_string().contains("TLS"), "{error}");
+        assert_eq!(registry.requests().len(), before);
+        front.abort();
+    });
+}
+
+/// Ends TLS at `address` and passes the bytes on.
+async fn tls_front(address: &str, to: &str, identity: &rcgen::CertifiedKey<rcgen::KeyPair>) -> tokio::task::JoinHandle<()> {
+    use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der()));
+    let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![identity.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let to = to.to_owned();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, to) = (acceptor.clone(), to.clone());
+            tokio::spawn(async move {
+                let (Ok(mut secure), Ok(mut plain)) = (acceptor.accept(stream).await, tokio::net::TcpStream::connect(to).await) else {
+                    return;
+                };
+                let _ = tokio::io::copy_bidirectional(&mut secure, &mut plain).await;
+            });
+        }
+    })
 }
