@@ -210,6 +210,43 @@ pub fn send_signal(pid: u32, signal: u32) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) })
 }
 
+/// Sends a signal to the process of a pidfd, whoever its parent is.
+///
+/// # Errors
+/// `pidfd_send_signal(2)`'s; ESRCH if it has ended.
+pub fn send_signal_by(pidfd: BorrowedFd<'_>, signal: u32) -> io::Result<()> {
+    // SAFETY: a null siginfo is allowed and stands for kill(2)'s.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// How the process of a pidfd has ended, told by the kernel even after it was reaped by another (Linux 6.15,
+/// `PIDFD_GET_INFO`). `None`: it has not ended, or the kernel does not tell.
+#[must_use]
+pub fn exit_status_of(pidfd: BorrowedFd<'_>) -> Option<u32> {
+    /// `include/uapi/linux/pidfd.h`: the first version of the structure.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    const EXIT: u64 = 1 << 3;
+    // _IOWR(0xFF, 11, struct pidfd_info)
+    const PIDFD_GET_INFO: libc::c_ulong = (3 << 30) | ((size_of::<Info>() as libc::c_ulong) << 16) | (0xff << 8) | 11;
+    let mut info = Info { mask: EXIT, ..Info::default() };
+    // SAFETY: the kernel writes at most the size that the request's number holds, which is the structure's.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
+    if result != 0 || info.mask & EXIT == 0 {
+        return None;
+    }
+    let signal = info.exit_code & 0x7f;
+    let code = (info.exit_code >> 8) & 0xff;
+    Some(if signal == 0 { code } else { 128 + signal }.unsigned_abs())
+}
+
 fn check(result: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -236,7 +273,10 @@ mod tests {
         };
         assert_eq!(found, Exited { pid, status: 137 });
         assert_eq!(ended_child(Some(pid)).expect("still there"), Some(found));
+        let pidfd = crate::pidfd::open(i32::try_from(pid).expect("a pid")).expect("pidfd");
         assert_eq!(reap(pid).expect("there"), Some(found));
+        // None where the kernel is older than 6.15.
+        assert!(matches!(exit_status_of(std::os::fd::AsFd::as_fd(&pidfd)), None | Some(137)));
         assert!(ended_child(Some(pid)).is_err());
         assert!(child.wait().is_err());
     }

@@ -28,6 +28,7 @@ const STREAMS: u64 = 4 * KIND;
 const JOBS: u64 = 5 * KIND;
 const EVENTS: u64 = 6 * KIND;
 pub(crate) const OOM: u64 = 7 * KIND;
+pub(crate) const ADOPTED: u64 = 8 * KIND;
 
 /// Text of a child that is kept, in bytes.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
@@ -65,6 +66,7 @@ pub(crate) enum Then {
     Deleted { id: String, reply: Reply, mark: u64 },
     SandboxMade { reply: Reply },
     SandboxGone { reply: Reply },
+    Swept { bundle: PathBuf },
 }
 
 #[derive(Debug)]
@@ -98,6 +100,8 @@ pub struct Shim {
     /// Exits of children that a command under way may yet turn out to have started.
     pub(crate) early: BTreeMap<u32, Exit>,
     pub(crate) keeping: Option<crate::keeping::Keeping>,
+    /// Processes of a predecessor's: when they began, and their pidfds.
+    pub(crate) adopted: BTreeMap<u32, (u64, OwnedFd)>,
     pub(crate) next_socket: u32,
     /// The pod's network namespace, as it was given.
     pub(crate) netns: String,
@@ -128,6 +132,7 @@ impl Shim {
             timers: Vec::new(),
             early: BTreeMap::new(),
             keeping: setting.keeper.clone().map(crate::keeping::Keeping::new),
+            adopted: BTreeMap::new(),
             next_socket: 0,
             netns: String::new(),
             ending: false,
@@ -197,6 +202,7 @@ impl Shim {
             JOBS => self.on_report(ready),
             EVENTS => self.events.on_ready(&self.epoll),
             OOM => self.on_oom(ready),
+            ADOPTED => self.on_adopted(ready),
             _ => {}
         }
         true
@@ -311,7 +317,7 @@ impl Shim {
     }
 
     /// The process of a container that has this pid.
-    fn owner_of(&self, pid: u32) -> Option<(String, String)> {
+    pub(crate) fn owner_of(&self, pid: u32) -> Option<(String, String)> {
         self.containers.iter().find_map(|(id, container)| {
             std::iter::once(&container.init)
                 .chain(container.execs.values())
@@ -335,6 +341,11 @@ impl Shim {
             Then::Deleted { id, reply, mark } => self.deleted(&id, reply, mark, status, text),
             Then::SandboxMade { reply } => self.sandbox_made(reply, status, text),
             Then::SandboxGone { reply } => self.sandbox_gone(reply, status, text),
+            Then::Swept { bundle } => {
+                if status != 0 {
+                    eprintln!("failed to remove what is left in {}: {}", bundle.display(), text.trim());
+                }
+            }
         }
     }
 }

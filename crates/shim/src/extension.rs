@@ -14,7 +14,7 @@ impl Shim {
         match method {
             "Info" => now(&InfoResponse {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
-                capabilities: ["cri-log", "reopen-log", "attach"].map(str::to_owned).to_vec(),
+                capabilities: ["cri-log", "reopen-log", "attach", "adopt"].map(str::to_owned).to_vec(),
                 pid: std::process::id(),
             }),
             "ReopenLog" => self.reopen_log(&read(payload)?),

@@ -18,6 +18,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
+mod adopt;
 pub mod args;
 pub mod crilog;
 pub mod cursor;
@@ -94,5 +95,7 @@ fn serve(args: &Args) -> Result<(), String> {
     };
     let said = |error: io::Error| format!("the shim's loop failed: {error}");
     let mut shim = daemon::Shim::new(setting, UnixListener::from(listener)).map_err(said)?;
+    let bundle = std::env::current_dir().map_err(|error| format!("failed to find the bundle: {error}"))?;
+    shim.adopt(&bundle)?;
     shim.run().map_err(said)
 }

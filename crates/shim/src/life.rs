@@ -88,6 +88,7 @@ impl Shim {
         }
         self.drop_kept(&container.bundle);
         self.close_unused_logs();
+        self.write_sandbox();
     }
 
     /// If the process has ended before its command told of it, its exit follows now.
@@ -185,7 +186,7 @@ impl Shim {
         // The first process is a child of the shim that is not reaped yet, so its pid is its own. A frozen one is left to
         // the runtime, which thaws it for SIGKILL; and so are foreign runtimes, where the pid may be a sandbox.
         if !all && container.runtime.binary.is_empty() && container.init.state != State::Paused {
-            return match linux::child::send_signal(container.init.pid, signal) {
+            return match self.signal(container.init.pid, signal) {
                 Ok(()) => Ok(Begun::Done(Vec::new())),
                 Err(error) if error.raw_os_error() == Some(3) => Err(finished),
                 Err(error) => {
@@ -212,7 +213,7 @@ impl Shim {
             State::Stopped(_) => {}
             State::Created => {
                 // It goes on when the exit is there.
-                let _ = linux::child::send_signal(container.init.pid, 9);
+                let _ = self.signal(container.init.pid, 9);
                 return Ok(Begun::Later);
             }
             state => {
@@ -330,6 +331,7 @@ impl Shim {
                 (_, state) => (state, "", ""),
             };
             container.init.state = state;
+            self.write_task(id);
             if !topic.is_empty() {
                 self.publish(topic, kind, &event::TaskPaused { container_id: id.to_owned() });
             }

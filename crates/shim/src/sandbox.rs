@@ -50,7 +50,7 @@ pub(crate) struct Plan {
 }
 
 /// The sandbox' place in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Stage {
     Creating,
     Created,
@@ -81,10 +81,21 @@ pub(crate) struct Record {
     pub(crate) plan: Plan,
     pub(crate) pause: u32,
     pub(crate) pause_start_time: u64,
-    pub(crate) ready: bool,
+    pub(crate) stage: Stage,
+    /// Where its containers' records are.
+    pub(crate) bundles: Vec<String>,
+    /// Where the sandbox' bundle is.
+    pub(crate) bundle: PathBuf,
     pub(crate) netns: String,
     pub(crate) created_seconds: i64,
     pub(crate) created_nanos: i32,
+}
+
+impl Record {
+    /// Where the writing of logs is noted.
+    pub(crate) fn cursor(&self) -> PathBuf {
+        self.bundle.join("cursor")
+    }
 }
 
 /// Decides what the sandbox is, from the pod's configuration.
@@ -275,7 +286,9 @@ impl Shim {
             plan: sandbox.plan.clone(),
             pause: sandbox.pause,
             pause_start_time: if sandbox.pause == 0 { 0 } else { disk::start_time(sandbox.pause) },
-            ready: sandbox.stage == Stage::Ready,
+            stage: sandbox.stage,
+            bundles: self.containers.values().map(|one| one.bundle.display().to_string()).collect(),
+            bundle: sandbox.bundle.clone(),
             netns: self.netns.clone(),
             created_seconds: sandbox.created_at.seconds,
             created_nanos: sandbox.created_at.nanos,
@@ -383,7 +396,7 @@ impl Shim {
             let alive = container.init.state.exit().is_none() && container.held_exit.is_none();
             if alive && container.init.pid != 0 {
                 // ESRCH: its exit is on its way.
-                let _ = linux::child::send_signal(container.init.pid, signal);
+                let _ = self.signal(container.init.pid, signal);
                 if signal == 9 && container.init.state == State::Paused {
                     thaw(&container.cgroups);
                 }
@@ -398,9 +411,10 @@ impl Shim {
         if (sandbox.stopping.is_empty() && !sandbox.shutting_down) || live {
             return;
         }
-        if sandbox.pause != 0 {
+        let pause = sandbox.pause;
+        if pause != 0 {
             // Its exit brings this to its end.
-            let _ = linux::child::send_signal(sandbox.pause, 9);
+            let _ = self.signal(pause, 9);
             return;
         }
         self.sandbox_stopped(Exit::now(0));
@@ -440,8 +454,9 @@ impl Shim {
         sandbox.shutting_down = true;
         self.signal_sandbox(9);
         let Some(sandbox) = self.sandbox.as_ref() else { return Err(not_found(id)) };
-        if sandbox.pause != 0 {
-            let _ = linux::child::send_signal(sandbox.pause, 9);
+        let pause = sandbox.pause;
+        if pause != 0 {
+            let _ = self.signal(pause, 9);
         }
         let bundle = sandbox.bundle.clone();
         let left: Vec<_> = self

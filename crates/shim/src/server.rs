@@ -86,12 +86,6 @@ impl Server {
         let _ = epoll.delete(&self.listener);
     }
 
-    /// The listening socket.
-    #[must_use]
-    pub fn listener(&self) -> &UnixListener {
-        &self.listener
-    }
-
     /// Handles an event of one of this server's tokens; calls are appended to `calls`.
     pub fn on_ready(&mut self, epoll: &Epoll, ready: Ready, calls: &mut Vec<Call>) {
         if ready.token == self.listener_token {

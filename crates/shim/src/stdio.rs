@@ -66,7 +66,7 @@ impl Shim {
     }
 
     /// Copies the client's stdin, if it names one, to `writer`, which stays open for readers that attach.
-    fn join_stdin(&mut self, process: &mut Process, writer: OwnedFd) -> Result<(), RpcError> {
+    pub(crate) fn join_stdin(&mut self, process: &mut Process, writer: OwnedFd) -> Result<(), RpcError> {
         if let Sink::Fifo(client) = Sink::parse(&process.stdio.stdin)? {
             let said = |error: std::io::Error| failed("open stdin", &client, &error);
             let reader = pipes::open_fifo(&client, Access::Read).map_err(said)?;
@@ -90,6 +90,8 @@ impl Shim {
         let path = bundle.join(process.file(name));
         pipes::make_fifo(&path, 0o600).map_err(|error| failed("make", &path, &error))?;
         let reader = pipes::open_fifo(&path, Access::Read).map_err(|error| failed("open", &path, &error))?;
+        // The keeper's end keeps what is unread when shim and container end one after the other.
+        self.keep(&path, &reader);
         let id = self.join_output(reader, false, sink, name, log)?;
         process.outputs.extend(id);
         Ok(path)

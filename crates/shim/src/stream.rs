@@ -220,6 +220,11 @@ impl Streams {
         }
     }
 
+    /// Has a stream looked at that no event tells of.
+    pub fn nudge(&mut self, id: StreamId) {
+        self.again.push(id);
+    }
+
     /// Whether the stream is still there.
     #[must_use]
     pub fn is_open(&self, id: StreamId) -> bool {

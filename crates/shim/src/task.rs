@@ -122,6 +122,8 @@ impl Shim {
         let mark = runtime::log_mark(&bundle);
         let launch = Launch { bundle, mounts: request.rootfs, ends, process: None, line };
         self.containers.insert(request.id.clone(), container);
+        self.write_task(&request.id);
+        self.write_sandbox();
         let then = Then::Created { id: request.id.clone(), reply, mark };
         if let Err(error) = self.spawn(then, |pipe| job::launch(launch, pipe)) {
             self.forget(&request.id);
@@ -200,14 +202,14 @@ impl Shim {
     }
 
     fn kill(&mut self, request: &KillRequest, reply: Reply) -> Now {
-        let container = self.container_mut(&request.id)?;
+        let container = self.container(&request.id)?;
         if request.exec_id.is_empty() {
             return self.operate(&request.id, Operation::Kill { signal: request.signal, all: request.all }, reply);
         }
         let process = container.process(&request.exec_id)?;
         let finished = || RpcError::new(code::NOT_FOUND, "process already finished: not found");
         match process.state {
-            State::Running | State::Paused => match linux::child::send_signal(process.pid, request.signal) {
+            State::Running | State::Paused => match self.signal(process.pid, request.signal) {
                 Ok(()) => now(&()),
                 Err(error) if error.raw_os_error() == Some(3) => Err(finished()),
                 Err(error) => Err(RpcError::new(

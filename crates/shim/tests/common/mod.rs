@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use linux::podns::{self, Kind};
 use prost::Message;
 use protocols::shim::bootstrap::v1::{BootstrapParams, BootstrapResult};
+use protocols::shim::coracle::{StartShimRequest, StartShimResponse};
 use protocols::shim::events::ForwardRequest;
 use protocols::shim::options::{RUNC_TYPE_URL, runc};
 use protocols::shim::pod::{self, PodSandboxConfig};
@@ -61,6 +62,7 @@ pub struct Host {
     pub cgroup: String,
     pub events: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
     pub keeper: Option<PathBuf>,
+    pub keeper_process: Option<std::process::Child>,
 }
 
 impl Host {
@@ -77,7 +79,7 @@ impl Host {
         let listener = UnixListener::bind(dir.join("events.sock")).expect("socket");
         let sink = Arc::clone(&events);
         std::thread::spawn(move || take_events(&listener, &sink));
-        Self { dir, cgroup: format!("/coracle-test-{name}-{}", std::process::id()), events, keeper: None }
+        Self { dir, cgroup: format!("/coracle-test-{name}-{}", std::process::id()), events, keeper: None, keeper_process: None }
     }
 
     pub fn topics(&self) -> Vec<String> {
@@ -97,6 +99,46 @@ impl Host {
         let output = run(&mut self.command("start", id, &bundle), &params.encode_to_vec());
         let result = BootstrapResult::decode(output.as_slice()).expect("BootstrapResult");
         assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
+        let socket = PathBuf::from(result.address.strip_prefix("unix://").expect("a unix address"));
+        Shim { socket, id: id.to_owned(), bundle }
+    }
+
+    /// Runs a keeper; it is ended with the host.
+    pub fn start_keeper(&mut self) -> PathBuf {
+        let state = self.dir.join("keeper");
+        let child = Command::new(shim()).args(["keeper", "--state"]).arg(&state).spawn().expect("keeper");
+        let socket = state.join("keeper.sock");
+        until("the keeper listens", || UnixStream::connect(&socket).is_ok());
+        self.keeper_process = Some(child);
+        self.keeper = Some(socket.clone());
+        socket
+    }
+
+    /// Starts a shim by the keeper, anew if it was there before.
+    pub fn start_by_keeper(&self, id: &str) -> Shim {
+        let bundle = self.dir.join("sandboxes").join(id);
+        std::fs::create_dir_all(&bundle).expect("bundle");
+        let params = BootstrapParams {
+            instance_id: id.into(),
+            namespace: NAMESPACE.into(),
+            socket_dir: Some(self.dir.join("s").display().to_string()),
+            ..Default::default()
+        };
+        let request = StartShimRequest {
+            namespace: NAMESPACE.into(),
+            id: id.into(),
+            bundle: bundle.display().to_string(),
+            address: self.dir.join("containerd.sock").display().to_string(),
+            env: vec![format!("TTRPC_ADDRESS={}", self.dir.join("events.sock").display())],
+            stdin: params.encode_to_vec(),
+            ..Default::default()
+        };
+        let keeper = self.keeper.as_deref().expect("a keeper");
+        let timeout = Duration::from_secs(20);
+        let (payload, _) = shim::keeping::call(keeper, "StartShim", &request, timeout).expect("started");
+        let response = StartShimResponse::decode(payload.as_slice()).expect("a message");
+        assert_eq!(response.status, 0, "{}", String::from_utf8_lossy(&response.output));
+        let result = BootstrapResult::decode(response.output.as_slice()).expect("BootstrapResult");
         let socket = PathBuf::from(result.address.strip_prefix("unix://").expect("a unix address"));
         Shim { socket, id: id.to_owned(), bundle }
     }
@@ -163,7 +205,7 @@ impl Host {
         for entry in std::fs::read_dir("/proc").expect("proc").flatten() {
             let text = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let text = String::from_utf8_lossy(&text).replace('\0', " ");
-            if text.contains(&dir) && text.contains("containerd-shim-coracle") {
+            if text.contains(&dir) && text.contains("containerd-shim-coracle") && !text.contains(" keeper ") {
                 left.push(text);
             }
         }
@@ -194,6 +236,10 @@ fn children(dir: &Path) -> Vec<String> {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        if let Some(mut keeper) = self.keeper_process.take() {
+            let _ = linux::child::send_signal(keeper.id(), 15);
+            let _ = keeper.wait();
+        }
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
             let text = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();

@@ -1,0 +1,421 @@
+//! Taking over the sandbox of a shim that was killed.
+//!
+//! `start` in the bundle of a sandbox that is there: the daemon enters the pinned namespaces, finds the containers in their
+//! records, and their streams by path or with the keeper. The containers' parent is the keeper by now, so their exits are
+//! seen by pidfd and told by the keeper; failing it by the kernel (`PIDFD_GET_INFO`); failing both they are 255.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use linux::event::{Interest, Ready};
+use linux::pipes::{self, Access};
+use linux::podns::{self, Kind};
+
+use crate::cursor::{self, Cursor, Stage as Step};
+use crate::daemon::{ADOPTED, Shim};
+use crate::disk::{self, ExitRecord, Task, TaskProcess};
+use crate::process::{Container, Exit, Process, Sink, State};
+use crate::sandbox::{PINS, RECORD, Record, Sandbox, Stage};
+use crate::stats;
+use crate::stream::LogId;
+use crate::{crilog, job, keeping};
+
+/// What nobody saw.
+const UNKNOWN: u32 = 255;
+
+impl Shim {
+    /// Takes over what the records in `bundle` tell of, if they do.
+    ///
+    /// # Errors
+    /// Unreadable records, or namespaces that cannot be entered: then nothing is served.
+    pub(crate) fn adopt(&mut self, bundle: &Path) -> Result<(), String> {
+        let path = bundle.join(RECORD);
+        let said = |error: std::io::Error| format!("failed to read {}: {error}", path.display());
+        let Some(record) = disk::read::<Record>(&path).map_err(said)? else { return Ok(()) };
+        if record.id != self.setting.id {
+            return Ok(());
+        }
+        if record.version != disk::VERSION {
+            return Err(format!("{} has version {}, not {}", path.display(), record.version, disk::VERSION));
+        }
+        enter_pinned(bundle, &record)?;
+        let alive = record.pause != 0 && disk::start_time(record.pause) == record.pause_start_time;
+        let stage = match record.stage {
+            Stage::Ready if record.pause != 0 && !alive => Stage::Stopped(Exit::now(UNKNOWN)),
+            stage => stage,
+        };
+        if alive {
+            self.watch(record.pause, record.pause_start_time);
+        }
+        let mut sandbox = Sandbox::restored(&record, bundle, stage);
+        if !alive {
+            sandbox.pause = 0;
+        }
+        self.netns = record.netns.clone();
+        self.sandbox = Some(sandbox);
+        for bundle in &record.bundles {
+            self.adopt_container(Path::new(bundle), &record);
+        }
+        if let Ok(cursor) = Cursor::open(&bundle.join("cursor")) {
+            self.streams.set_cursor(cursor);
+        }
+        self.write_sandbox();
+        Ok(())
+    }
+
+    fn adopt_container(&mut self, bundle: &Path, record: &Record) {
+        let task: Option<Task> = disk::read(&bundle.join("task.json")).unwrap_or_default();
+        let Some(task) = task else {
+            eprintln!("no record of a container in {}: left alone", bundle.display());
+            return;
+        };
+        if task.init.pid == 0 {
+            self.remove_half_made(bundle, &task);
+            return;
+        }
+        let mut container = Container {
+            id: task.id.clone(),
+            bundle: bundle.to_owned(),
+            runtime: task.runtime,
+            init: Process::new("", task.init.stdio.clone(), Vec::new()),
+            execs: BTreeMap::new(),
+            busy: false,
+            queue: VecDeque::new(),
+            own_pid_namespace: task.own_pid_namespace,
+            log: None,
+            cgroups: stats::cgroups_of(task.init.pid),
+            oom: None,
+            held_exit: None,
+            killing_all: false,
+            mounted: task.mounted,
+        };
+        let mut log = None;
+        let init_gone = self.adopt_process(bundle, &task.init, &mut container.init, &mut log, record);
+        container.log = log;
+        let mut gone = Vec::new();
+        for exec in &task.execs {
+            let mut process = Process::new(&exec.exec_id, exec.stdio.clone(), Vec::new());
+            if let Some(exit) = self.adopt_process(bundle, exec, &mut process, &mut None, record) {
+                gone.push((exec.exec_id.clone(), exit));
+            }
+            container.execs.insert(exec.exec_id.clone(), process);
+        }
+        if container.init.state == State::Created && started(&container) {
+            container.init.state = State::Running;
+        }
+        let id = container.id.clone();
+        self.containers.insert(id.clone(), container);
+        self.watch_oom(&id);
+        gone.extend(init_gone.map(|exit| (String::new(), exit)));
+        for (exec_id, exit) in gone {
+            self.record_exit(&id, &exec_id, exit);
+            self.process_exited(&id, &exec_id, exit);
+        }
+    }
+
+    /// Puts a process together again; answers its exit if it has ended since its last record.
+    fn adopt_process(
+        &mut self,
+        bundle: &Path,
+        record: &TaskProcess,
+        process: &mut Process,
+        log: &mut Option<LogId>,
+        sandbox: &Record,
+    ) -> Option<Exit> {
+        process.pid = record.pid;
+        process.state = match record.state.as_str() {
+            "created" => State::Created,
+            "paused" => State::Paused,
+            _ => State::Running,
+        };
+        let told: Option<ExitRecord> = disk::read(&bundle.join(process.file("exit.json"))).unwrap_or_default();
+        let told = told.filter(|told| told.pid == record.pid).map(|told| told.exit);
+        let alive = told.is_none() && record.start_time != 0 && self.watch(record.pid, record.start_time);
+        if let Err(error) = self.adopt_streams(bundle, process, log, alive, sandbox) {
+            eprintln!("streams of {} {} are lost: {}", bundle.display(), process.exec_id, error.message);
+        }
+        match told {
+            _ if alive => None,
+            // It was told already; a second time does no harm, and a missing one would.
+            Some(exit) => Some(exit),
+            None => Some(self.exit_by_others(record.pid, record.start_time, None)),
+        }
+    }
+
+    fn adopt_streams(
+        &mut self,
+        bundle: &Path,
+        process: &mut Process,
+        log: &mut Option<LogId>,
+        alive: bool,
+        sandbox: &Record,
+    ) -> Result<(), protocols::ttrpc::RpcError> {
+        let keeper = self.setting.keeper.clone();
+        let kept = |name: &str| keeping::get(keeper.as_deref(), &bundle.join(process.file(name)));
+        if process.stdio.terminal {
+            return match kept("master") {
+                Some(master) => self.join_terminal(process, master, log),
+                None => Ok(()),
+            };
+        }
+        let outputs = [("stdout", process.stdio.stdout.clone()), ("stderr", process.stdio.stderr.clone())];
+        let ends: Vec<_> = outputs.into_iter().map(|(name, sink)| (name, sink, kept(name))).collect();
+        let stdin = kept("stdin");
+        for (name, sink, end) in ends {
+            let sink = Sink::parse(&sink)?;
+            let path = bundle.join(process.file(name));
+            // Of an ended process nothing is left but what the keeper holds.
+            let end = end.or_else(|| if alive { pipes::open_fifo(&path, Access::Read).ok() } else { None });
+            let Some(end) = end.filter(|_| sink != Sink::None) else { continue };
+            if let Sink::Log(log) = &sink
+                && let Err(error) = reconcile(&sandbox.cursor(), log, name, &end)
+            {
+                eprintln!("failed to compare log {} with its stream: {error}", log.display());
+            }
+            let id = self.join_output(end, false, &sink, name, log)?;
+            if let Some(id) = id {
+                process.outputs.push(id);
+                // What is there was told to nobody yet.
+                self.streams.nudge(id);
+            }
+        }
+        match stdin {
+            Some(writer) if alive => self.join_stdin(process, writer),
+            _ => Ok(()),
+        }
+    }
+
+    /// A container that was being made has nobody who waits for it.
+    fn remove_half_made(&mut self, bundle: &Path, task: &Task) {
+        let line = task.runtime.line(bundle, &["delete", "--force", &task.id]);
+        let (bundle, mounted) = (bundle.to_owned(), task.mounted);
+        disk::remove_task(&bundle);
+        let then = crate::daemon::Then::Swept { bundle: bundle.clone() };
+        if let Err(error) = self.spawn(then, |pipe| job::remove(Some(line), &bundle, mounted, pipe)) {
+            eprintln!("failed to remove what is left in {}: {}", bundle.display(), error.message);
+        }
+    }
+
+    /// Watches a process that is not this shim's child; `false` if it is not there any more.
+    fn watch(&mut self, pid: u32, start_time: u64) -> bool {
+        let Some(pidfd) = i32::try_from(pid).ok().and_then(|pid| linux::pidfd::open(pid).ok()) else { return false };
+        // Only now is it certain that the descriptor is of that very process.
+        if disk::start_time(pid) != start_time {
+            return false;
+        }
+        if let Err(error) = self.epoll.add(&pidfd, ADOPTED | u64::from(pid), Interest::READ_EDGE) {
+            eprintln!("failed to watch process {pid}: {error}");
+            return false;
+        }
+        self.adopted.insert(pid, (start_time, pidfd));
+        true
+    }
+
+    /// An adopted process has ended.
+    pub(crate) fn on_adopted(&mut self, ready: Ready) {
+        let Ok(pid) = u32::try_from(ready.token & 0xffff_ffff) else { return };
+        let Some((start_time, pidfd)) = self.adopted.remove(&pid) else { return };
+        let exit = self.exit_by_others(pid, start_time, Some(&pidfd));
+        match self.owner_of(pid) {
+            Some((id, exec_id)) => {
+                self.record_exit(&id, &exec_id, exit);
+                self.process_exited(&id, &exec_id, exit);
+            }
+            None => {
+                self.sandbox_process_ended(pid, exit);
+            }
+        }
+    }
+
+    fn exit_by_others(&self, pid: u32, start_time: u64, pidfd: Option<&OwnedFd>) -> Exit {
+        if let Some(told) = keeping::exit_of(self.setting.keeper.as_deref(), pid, start_time) {
+            let at = told.exited_at.unwrap_or_default();
+            return Exit { status: told.exit_status, seconds: at.seconds, nanos: at.nanos };
+        }
+        let status = pidfd.and_then(|pidfd| linux::child::exit_status_of(pidfd.as_fd()));
+        Exit::now(status.unwrap_or(UNKNOWN))
+    }
+
+    /// Signals a process of a container, which may be another process' child.
+    pub(crate) fn signal(&self, pid: u32, signal: u32) -> std::io::Result<()> {
+        match self.adopted.get(&pid) {
+            Some((_, pidfd)) => linux::child::send_signal_by(pidfd.as_fd(), signal),
+            None => linux::child::send_signal(pid, signal),
+        }
+    }
+}
+
+fn enter_pinned(bundle: &Path, record: &Record) -> Result<(), String> {
+    let pins = bundle.join(PINS);
+    let places = [
+        (record.plan.net, Kind::Net, PathBuf::from(&record.netns)),
+        (record.plan.ipc, Kind::Ipc, pins.join(Kind::Ipc.file())),
+        (record.plan.uts, Kind::Uts, pins.join(Kind::Uts.file())),
+    ];
+    for (_, kind, path) in places.into_iter().filter(|(wanted, _, _)| *wanted) {
+        std::fs::File::open(&path)
+            .and_then(|file| podns::enter(kind, file.as_fd()))
+            .map_err(|error| format!("failed to enter the pod's namespace {}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Whether a container that was last seen created has been started since: its first process executes something else than
+/// the built-in runtime. (Of a foreign runtime the record is believed.)
+fn started(container: &Container) -> bool {
+    let file = |path: String| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    let own = file("/proc/self/exe".to_owned());
+    let its = file(format!("/proc/{}/exe", container.init.pid));
+    container.runtime.binary.is_empty() && matches!((own, its), (Ok(own), Ok(its)) if own != its)
+}
+
+/// Finishes the step that the predecessor was in: afterwards no line of the stream is missing in the log or doubled.
+fn reconcile(cursor: &Path, log: &Path, name: &str, fifo: &OwnedFd) -> std::io::Result<()> {
+    let Some(record) = cursor::read(cursor)? else { return Ok(()) };
+    if record.stage == Step::Idle || record.path != log || record.stderr != (name == "stderr") {
+        return Ok(());
+    }
+    let Some(file) = find(log, record.inode)? else { return Ok(()) };
+    let size = file.metadata()?.len();
+    let taken = usize::try_from(record.taken).unwrap_or(usize::MAX);
+    let discard = if size < record.size + record.text {
+        // It was not appended, or in part.
+        file.set_len(size.min(record.size))?;
+        false
+    } else if record.stage == Step::Appending {
+        true
+    } else {
+        let mut text = vec![0; usize::try_from(record.text).unwrap_or(0)];
+        file.read_exact_at(&mut text, record.size)?;
+        let head = peek(fifo, taken)?;
+        let mut again = Vec::new();
+        // The last entry may have been an end without a newline.
+        let whole = crilog::format(&head, true, name, "T", &mut again) == taken;
+        whole && contents(&again).eq(contents(&text))
+    };
+    if discard {
+        let null = std::fs::File::options().write(true).open("/dev/null")?;
+        pipes::discard(fifo.as_fd(), &null, taken)?;
+    }
+    Cursor::open(cursor)?.done();
+    Ok(())
+}
+
+/// The log file of that inode: under its name, or beside it under the one that a rotation gave it.
+fn find(log: &Path, inode: u64) -> std::io::Result<Option<std::fs::File>> {
+    let beside = log.parent().into_iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
+    for path in std::iter::once(log.to_owned()).chain(beside.map(|entry| entry.path())) {
+        if std::fs::metadata(&path).is_ok_and(|meta| meta.ino() == inode && meta.is_file()) {
+            return std::fs::File::options().read(true).write(true).open(path).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// A copy of a FIFO's head.
+fn peek(fifo: &OwnedFd, bytes: usize) -> std::io::Result<Vec<u8>> {
+    let (reader, writer) = pipes::pipe()?;
+    let there = match pipes::tee(fifo.as_fd(), writer.as_fd(), bytes) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
+        other => other?,
+    };
+    let mut head = vec![0; there];
+    let mut filled = 0;
+    while filled < there {
+        filled += pipes::read(&reader, head.get_mut(filled..).unwrap_or_default())?;
+    }
+    Ok(head)
+}
+
+/// Entries without their times.
+fn contents(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| *byte == b'\n').map(|line| {
+        let space = line.iter().position(|byte| *byte == b' ').unwrap_or(0);
+        line.get(space..).unwrap_or_default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Case {
+        dir: PathBuf,
+        log: PathBuf,
+        reader: OwnedFd,
+        writer: OwnedFd,
+    }
+
+    impl Case {
+        fn new(name: &str, fifo: &[u8], log: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("coracle-adopt-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&dir).expect("directory");
+            let path = dir.join("0.log");
+            std::fs::write(&path, log).expect("log");
+            let (reader, writer) = pipes::pipe().expect("pipe");
+            pipes::write(&writer, fifo).expect("room");
+            Self { dir, log: path, reader, writer }
+        }
+
+        /// What is left in the FIFO and in the log after a successor's look.
+        fn reconciled(self) -> (Vec<u8>, String) {
+            reconcile(&self.dir.join("cursor"), &self.log, "stdout", &self.reader).expect("reconciled");
+            drop(self.writer);
+            let left = peek(&self.reader, 1000).expect("left");
+            let log = std::fs::read_to_string(&self.log).expect("log");
+            std::fs::remove_dir_all(&self.dir).expect("directory");
+            (left, log)
+        }
+
+        fn note(&self, taken: usize, text: usize, appended: bool) {
+            let before = std::fs::File::open(&self.log).expect("log");
+            let mut cursor = Cursor::open(&self.dir.join("cursor")).expect("cursor");
+            cursor.appending(&self.log, &before, "stdout", taken, text);
+            if appended {
+                cursor.consuming();
+            }
+        }
+
+        fn append(&self, text: &str) {
+            let mut file = std::fs::File::options().append(true).open(&self.log).expect("log");
+            std::io::Write::write_all(&mut file, text.as_bytes()).expect("appended");
+        }
+    }
+
+    const ENTRY: &str = "T1 stdout F one\n";
+
+    #[test]
+    fn killed_before_appending() {
+        let case = Case::new("before", b"one\ntwo\n", "");
+        case.note(4, ENTRY.len(), false);
+        assert_eq!(case.reconciled(), (b"one\ntwo\n".to_vec(), String::new()));
+    }
+
+    #[test]
+    fn killed_in_the_middle_of_appending() {
+        let case = Case::new("middle", b"one\ntwo\n", "T0 stdout F zero\n");
+        case.note(4, ENTRY.len(), false);
+        case.append("T1 std");
+        assert_eq!(case.reconciled(), (b"one\ntwo\n".to_vec(), "T0 stdout F zero\n".into()));
+    }
+
+    #[test]
+    fn killed_between_appending_and_consuming() {
+        for told in [false, true] {
+            let case = Case::new(&format!("between-{told}"), b"one\ntwo\n", "");
+            case.note(4, ENTRY.len(), told);
+            case.append(ENTRY);
+            assert_eq!(case.reconciled(), (b"two\n".to_vec(), ENTRY.into()));
+        }
+    }
+
+    #[test]
+    fn killed_after_consuming() {
+        let case = Case::new("after", b"two\n", "");
+        case.note(4, ENTRY.len(), true);
+        case.append(ENTRY);
+        assert_eq!(case.reconciled(), (b"two\n".to_vec(), ENTRY.into()));
+    }
+}

@@ -1,0 +1,189 @@
+//! A shim is killed, and its successor takes its pod over: no line is missing or doubled, no exit is lost.
+
+mod common;
+
+use common::{Host, Shim, cannot_run, entries, process, until};
+use protocols::shim::pod::{LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use protocols::shim::sandbox::v1 as sandbox;
+use protocols::shim::task::v3 as task;
+use std::path::Path;
+
+fn pod(host: &Host, id: &str) -> (Shim, u32) {
+    let shim = host.start_by_keeper(id);
+    let options = NamespaceOption { pid: NamespaceMode::Container as i32, ..Default::default() };
+    let context = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+    let linux = LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
+    let config = PodSandboxConfig { hostname: "adopted".into(), linux: Some(linux), ..Default::default() };
+    shim.create_sandbox(host, &config).expect("created");
+    let start = sandbox::StartSandboxRequest { sandbox_id: id.into() };
+    let started: sandbox::StartSandboxResponse = shim.sandbox("StartSandbox", &start).expect("started");
+    (shim, started.pid)
+}
+
+fn join(pid: u32) -> impl FnOnce(&mut serde_json::Value) {
+    move |config| {
+        let list = config["linux"]["namespaces"].as_array_mut().expect("a list");
+        for (kind, file) in [("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
+            list.push(serde_json::json!({ "type": kind, "path": format!("/proc/{pid}/ns/{file}") }));
+        }
+    }
+}
+
+fn log_to(log: &Path) -> impl FnOnce(&mut task::CreateTaskRequest) {
+    let uri = format!("cri-log://{}", log.display());
+    move |request| {
+        request.stdout = uri.clone();
+        request.stderr = uri;
+    }
+}
+
+fn parent(pid: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent");
+    line.trim().parse().expect("a pid")
+}
+
+fn gone(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.is_empty() || stat.contains(") Z ")
+}
+
+fn kill_9(shim: &Shim) {
+    let pid = shim.pid();
+    linux::child::send_signal(pid, 9).expect("killed");
+    until("the shim is dead", || gone(pid));
+}
+
+#[test]
+fn five_deaths_lose_no_line_and_no_exit() {
+    if let Some(reason) = cannot_run() {
+        eprintln!("SKIPPED: five_deaths_lose_no_line_and_no_exit: {reason}");
+        return;
+    }
+    let mut host = Host::new("adopt");
+    host.start_keeper();
+    let keeper = host.keeper_process.as_ref().expect("a keeper").id();
+    let (shim, inside) = pod(&host, "pod1");
+    assert_eq!(parent(shim.pid()), keeper, "the keeper is the subreaper of shims");
+
+    let log = host.dir.join("count.log");
+    let count = "i=0; trap 'echo end $i; exit 9' TERM; while :; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.002; done";
+    let bundle = host.bundle("count", count, join(inside));
+    let pid = shim.create(&host, "count", &bundle, log_to(&log)).expect("created");
+    shim.start("count", "").expect("started");
+    assert_eq!(parent(pid), shim.pid(), "the shim is the container's parent");
+    let bundle = host.bundle("brief", "read line; exit 5", join(inside));
+    shim.create(&host, "brief", &bundle, |request| request.stdin = "cri-log:///dev/null".into()).expect("created");
+    let brief = shim.start("brief", "").expect("started");
+    let bundle = host.bundle("waiting", "echo never", join(inside));
+    shim.create(&host, "waiting", &bundle, log_to(&host.dir.join("waiting.log"))).expect("created");
+
+    let mut shim = shim;
+    for round in 0..5 {
+        let before = entries(&log, "stdout").len();
+        until("it writes", || entries(&log, "stdout").len() > before + 20);
+        kill_9(&shim);
+        if round == 2 {
+            linux::child::send_signal(brief, 9).expect("killed without a shim");
+            until("it is dead", || gone(brief));
+        }
+        shim = host.start_by_keeper("pod1");
+        let status = sandbox::SandboxStatusRequest { sandbox_id: "pod1".into(), verbose: false };
+        let status: sandbox::SandboxStatusResponse = shim.sandbox("SandboxStatus", &status).expect("status");
+        assert_eq!((status.state.as_str(), status.pid), (sandbox::STATE_READY, shim.pid()));
+        let state = shim.state("count", "").expect("adopted");
+        assert_eq!((state.status, state.pid), (2, pid), "round {round}");
+        assert_eq!(shim.state("waiting", "").expect("adopted").status, 1);
+        let brief = shim.state("brief", "").expect("adopted");
+        if round < 2 {
+            assert_eq!(brief.status, 2, "its stdin did not end with the shim");
+        } else {
+            assert_eq!((brief.status, brief.exit_status), (3, 137), "round {round}");
+        }
+    }
+    // All goes on under the last one: exec, stop, delete.
+    let out = host.dir.join("out");
+    let read = common::read_fifo(&out);
+    shim.exec("count", "e1", &process("hostname; exit 6"), |request| request.stdout = out.display().to_string()).expect("added");
+    let wait = shim.wait("count", "e1");
+    shim.start("count", "e1").expect("started");
+    assert_eq!(wait.answer::<task::WaitResponse>().expect("an exit").exit_status, 6);
+    assert_eq!(read.join().expect("read"), "adopted\n");
+    let wait = shim.wait("count", "");
+    shim.kill("count", "", 15).expect("killed");
+    assert_eq!(wait.answer::<task::WaitResponse>().expect("an exit").exit_status, 9);
+    shim.start("waiting", "").expect("a created container starts under a successor");
+    until("it has ended", || shim.state("waiting", "").is_ok_and(|state| state.status == 3));
+    assert_eq!(entries(&host.dir.join("waiting.log"), "stdout"), ["never"]);
+    for id in ["count", "brief", "waiting"] {
+        shim.delete(id, "").expect("deleted");
+    }
+    let out = entries(&log, "stdout");
+    let last = out.len() - 1;
+    assert_eq!(out[last], format!("end {last}"));
+    for (stream, prefix) in [("stdout", ""), ("stderr", "e")] {
+        let lines: Vec<_> = entries(&log, stream).into_iter().take(last).collect();
+        let expected: Vec<_> = (1..=last).map(|number| format!("{prefix}{number}")).collect();
+        assert_eq!(lines, expected, "{stream}");
+    }
+    let shutdown = sandbox::ShutdownSandboxRequest { sandbox_id: "pod1".into() };
+    let _: sandbox::ShutdownSandboxResponse = shim.sandbox("ShutdownSandbox", &shutdown).expect("shut down");
+    until("nothing is left", || host.left().is_empty());
+    let list = protocols::shim::coracle::ListRequest { prefix: String::new() };
+    let keeper = host.keeper.as_deref().expect("a keeper");
+    until("the keeper holds nothing", || {
+        let (payload, _) = shim::keeping::call(keeper, "List", &list, std::time::Duration::from_secs(5)).expect("list");
+        payload.is_empty()
+    });
+}
+
+#[test]
+fn a_terminal_outlives_its_shim() {
+    if let Some(reason) = cannot_run() {
+        eprintln!("SKIPPED: a_terminal_outlives_its_shim: {reason}");
+        return;
+    }
+    let mut host = Host::new("tty");
+    host.start_keeper();
+    let (shim, inside) = pod(&host, "pod2");
+    let log = host.dir.join("tty.log");
+    let bundle = host.bundle("tty", "while :; do echo tick; sleep 0.01; done", |config| {
+        config["process"]["terminal"] = true.into();
+        join(inside)(config);
+    });
+    let pid = shim
+        .create(&host, "tty", &bundle, |request| {
+            request.terminal = true;
+            request.stdout = format!("cri-log://{}", log.display());
+        })
+        .expect("created");
+    shim.start("tty", "").expect("started");
+    until("it writes", || entries(&log, "stdout").len() > 5);
+    kill_9(&shim);
+    let shim = host.start_by_keeper("pod2");
+    let before = entries(&log, "stdout").len();
+    until("it goes on writing", || entries(&log, "stdout").len() > before + 5);
+    let state = shim.state("tty", "").expect("adopted");
+    assert_eq!((state.status, state.pid), (2, pid));
+    let wait = shim.wait("tty", "");
+    shim.kill("tty", "", 9).expect("killed");
+    assert_eq!(wait.answer::<task::WaitResponse>().expect("an exit").exit_status, 137);
+    shim.delete("tty", "").expect("deleted");
+    let shutdown = sandbox::ShutdownSandboxRequest { sandbox_id: "pod2".into() };
+    let _: sandbox::ShutdownSandboxResponse = shim.sandbox("ShutdownSandbox", &shutdown).expect("shut down");
+    until("nothing is left", || host.left().is_empty());
+}
+
+#[test]
+fn one_keeper_for_a_state_directory() {
+    if let Some(reason) = cannot_run() {
+        eprintln!("SKIPPED: one_keeper_for_a_state_directory: {reason}");
+        return;
+    }
+    let mut host = Host::new("keeper");
+    host.start_keeper();
+    let second = std::process::Command::new(common::shim()).args(["keeper", "--state"]).arg(host.dir.join("keeper")).output();
+    let second = second.expect("run");
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another keeper"), "{second:?}");
+}
