@@ -78,11 +78,13 @@ pub struct FieldError {
     pub bad_value: Value,
     /// What is wrong; may be empty.
     pub detail: String,
+    /// JSON text shown in place of the value, where upstream shows a Go struct (its order is not that of a sorted map).
+    pub shown: Option<String>,
 }
 
 impl FieldError {
     fn new(kind: ErrorType, field: impl fmt::Display, bad_value: impl Into<Value>, detail: impl Into<String>) -> Self {
-        Self { kind, field: field.to_string(), bad_value: bad_value.into(), detail: detail.into() }
+        Self { kind, field: field.to_string(), bad_value: bad_value.into(), detail: detail.into(), shown: None }
     }
 
     /// A value that is not well-formed.
@@ -129,13 +131,20 @@ impl FieldError {
         Self::new(ErrorType::TooMany, field, actual, format!("must have at most {limit} {items}"))
     }
 
+    /// The error with `json` in place of the value.
+    pub fn showing(mut self, json: impl Into<String>) -> Self {
+        self.shown = Some(json.into());
+        self
+    }
+
     /// Text without the field: a cause's `message`.
     pub fn body(&self) -> String {
         let mut text = self.kind.text().to_owned();
         if !matches!(self.kind, ErrorType::Required | ErrorType::Forbidden | ErrorType::TooLong | ErrorType::Internal) {
-            let value = match &self.bad_value {
-                Value::String(value) => go_quote(value),
-                other => other.to_string(),
+            let value = match (&self.shown, &self.bad_value) {
+                (Some(shown), _) => shown.clone(),
+                (None, Value::String(value)) => go_quote(value),
+                (None, other) => other.to_string(),
             };
             text = format!("{text}: {value}");
         }

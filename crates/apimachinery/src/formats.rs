@@ -73,6 +73,20 @@ pub fn dns1123_subdomain(value: &str) -> Vec<String> {
     errors
 }
 
+/// RFC 1123 subdomain whose labels may have underscores (DNS search paths).
+pub fn dns1123_subdomain_underscore(value: &str) -> Vec<String> {
+    const FORMAT: &str = r"_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*";
+    let mut errors = Vec::new();
+    if value.len() > 253 {
+        errors.push(max_characters(253));
+    }
+    if !pattern!(FORMAT).is_match(value) {
+        let message = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character";
+        errors.push(regex_error(message, FORMAT, &["example.com"]));
+    }
+    errors
+}
+
 /// RFC 1035 label (Service names).
 pub fn dns1035_label(value: &str) -> Vec<String> {
     let mut errors = Vec::new();

@@ -26,5 +26,6 @@ pub mod status;
 pub mod strategy;
 pub mod table;
 pub mod time;
+pub mod validation;
 
 pub use kinds::{Gvk, KindFacts};

@@ -9,6 +9,7 @@ use crate::KindFacts;
 use crate::normalize;
 
 pub mod qos;
+mod service;
 
 fn metadata(object: &mut Value) -> Option<&mut Map<String, Value>> {
     object.as_object_mut()?.entry("metadata").or_insert_with(|| json!({})).as_object_mut()
@@ -57,8 +58,26 @@ fn name_of(kind: &KindFacts) -> (&str, &str) {
     (kind.group.as_str(), kind.kind.as_str())
 }
 
+/// Drops `lifecycle.stopSignal`, whose feature is off in v1.37 (warned of by the field table).
+fn drop_disabled(object: &mut Value) {
+    for path in ["/spec", "/spec/template/spec"] {
+        for key in ["containers", "initContainers"] {
+            for container in object.pointer_mut(&format!("{path}/{key}")).and_then(Value::as_array_mut).into_iter().flatten() {
+                let Some(Value::Object(lifecycle)) = container.get_mut("lifecycle") else { continue };
+                if lifecycle.remove("stopSignal").is_some()
+                    && lifecycle.is_empty()
+                    && let Value::Object(container) = container
+                {
+                    container.remove("lifecycle");
+                }
+            }
+        }
+    }
+}
+
 /// Prepares an object for its creation. Defaults must be set already.
 pub fn prepare_create(kind: &KindFacts, object: &mut Value) {
+    drop_disabled(object);
     if let Some(metadata) = metadata(object) {
         for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink", "resourceVersion"] {
             metadata.remove(key);
@@ -67,7 +86,10 @@ pub fn prepare_create(kind: &KindFacts, object: &mut Value) {
     match name_of(kind) {
         ("", "Pod") => create_pod(kind, object),
         ("", "Namespace") => create_namespace(object),
-        ("", "Service") => reset_status(kind, object),
+        ("", "Service") => {
+            reset_status(kind, object);
+            service::create(object);
+        }
         ("apps", "Deployment" | "ReplicaSet") => {
             reset_status(kind, object);
             set_generation(object, 1);
@@ -125,6 +147,7 @@ fn keep_system_metadata(object: &mut Value, old: &Value) {
 /// Prepares an object for an update through its main resource.
 pub fn prepare_update(kind: &KindFacts, object: &mut Value, old: &Value) {
     keep_system_metadata(object, old);
+    drop_disabled(object);
     match name_of(kind) {
         ("", "Pod") => {
             keep(object, old, "status");
@@ -137,7 +160,7 @@ pub fn prepare_update(kind: &KindFacts, object: &mut Value, old: &Value) {
         }
         ("", "Service") => {
             keep(object, old, "status");
-            drop_type_dependent(object, old);
+            service::update(object, old);
         }
         ("apps", "Deployment") => {
             keep(object, old, "status");
@@ -190,51 +213,6 @@ pub fn prepare_status_update(kind: &KindFacts, object: &mut Value, old: &Value) 
 pub fn prepare_finalize(object: &mut Value, old: &Value) {
     keep_system_metadata(object, old);
     keep(object, old, "status");
-}
-
-fn service_type(service: &Value) -> &str {
-    service.pointer("/spec/type").and_then(Value::as_str).unwrap_or("")
-}
-
-/// A Service that changes its type sheds what only the old type has, when the client left it as it was.
-///
-/// Source: kubernetes v1.37 `pkg/registry/core/service/strategy.go`, `dropTypeDependentFields`.
-fn drop_type_dependent(object: &mut Value, old: &Value) {
-    let (new_type, old_type) = (service_type(object).to_owned(), service_type(old).to_owned());
-    let same = |object: &Value, key: &str| object.pointer(key) == old.pointer(key);
-    let has_node_ports = |name: &str| matches!(name, "NodePort" | "LoadBalancer");
-    if old_type != "ExternalName" && new_type == "ExternalName" && same(object, "/spec/clusterIP") && same(object, "/spec/clusterIPs") {
-        remove(object, &["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]);
-    }
-    let node_ports = |object: &Value| -> Vec<Value> {
-        let ports = object.pointer("/spec/ports").and_then(Value::as_array);
-        ports.into_iter().flatten().map(|port| port.get("nodePort").cloned().unwrap_or(Value::Null)).collect()
-    };
-    if has_node_ports(&old_type) && !has_node_ports(&new_type) {
-        if node_ports(object) == node_ports(old) {
-            for port in object.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten() {
-                if let Value::Object(port) = port {
-                    port.remove("nodePort");
-                }
-            }
-        }
-        if same(object, "/spec/externalTrafficPolicy") {
-            remove(object, &["externalTrafficPolicy"]);
-        }
-    }
-    if old_type == "LoadBalancer" && new_type != "LoadBalancer" {
-        for key in ["allocateLoadBalancerNodePorts", "loadBalancerClass", "healthCheckNodePort"] {
-            if same(object, &format!("/spec/{key}")) {
-                remove(object, &[key]);
-            }
-        }
-    }
-}
-
-fn remove(object: &mut Value, keys: &[&str]) {
-    if let Some(Value::Object(spec)) = object.get_mut("spec") {
-        spec.retain(|key, _| !keys.contains(&key.as_str()));
-    }
 }
 
 /// Warnings that upstream sends on creation, of which clients should know.

@@ -275,3 +275,12 @@ impl<'de> serde::Deserialize<'de> for Key {
         deserializer.deserialize_any(KeyVisitor)
     }
 }
+
+/// Whether bytes are a JSON object; the error is the text of Go's decoder.
+pub fn check_json_object(body: &[u8]) -> Result<(), String> {
+    match serde_json::from_slice::<Value>(body) {
+        Ok(Value::Object(_) | Value::Null) => Ok(()),
+        Ok(_) => Err("json: cannot unmarshal value into Go value of type map[string]interface {}".to_owned()),
+        Err(error) => Err(go_error(body, &error)),
+    }
+}

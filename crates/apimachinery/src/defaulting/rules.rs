@@ -52,14 +52,19 @@ pub(super) fn apply(found: &Type, map: &mut Object) {
             set(map, "scheme", "HTTP");
         }
         "core.v1.GRPCAction" => {
-            map.entry("service").or_insert_with(|| "".into());
+            set(map, "service", "");
         }
+        "core.v1.NodeSpec" => node_spec(map),
         "core.v1.Volume" => volume(map),
-        "core.v1.SecretVolumeSource"
-        | "core.v1.ConfigMapVolumeSource"
-        | "core.v1.DownwardAPIVolumeSource"
-        | "core.v1.ProjectedVolumeSource" => {
+        "core.v1.SecretVolumeSource" | "core.v1.ConfigMapVolumeSource" | "core.v1.DownwardAPIVolumeSource" => {
+            set(map, "defaultMode", 0o644)
+        }
+        "core.v1.ProjectedVolumeSource" => {
             set(map, "defaultMode", 0o644);
+            // Upstream's conversion makes an empty list none.
+            if map.get("sources").and_then(Value::as_array).is_some_and(Vec::is_empty) {
+                map.insert("sources".to_owned(), Value::Null);
+            }
         }
         "core.v1.ServiceAccountTokenProjection" => set(map, "expirationSeconds", 3600),
         "core.v1.HostPathVolumeSource" => {
@@ -190,6 +195,21 @@ fn pod_status(map: &mut Object) {
         }
         (false, first) if first.as_ref() != Some(&ip) => {
             map.insert("podIPs".to_owned(), json!([{"ip": ip}]));
+        }
+        _ => {}
+    }
+}
+
+/// The first of `podCIDRs` is `podCIDR`.
+fn node_spec(map: &mut Object) {
+    let cidr = text(map, "podCIDR").to_owned();
+    let first = map.get("podCIDRs").and_then(|list| list.get(0)).and_then(Value::as_str).map(str::to_owned);
+    match (cidr.is_empty(), first) {
+        (true, Some(first)) => {
+            map.insert("podCIDR".to_owned(), first.into());
+        }
+        (false, first) if first.as_ref() != Some(&cidr) => {
+            map.insert("podCIDRs".to_owned(), json!([cidr]));
         }
         _ => {}
     }
