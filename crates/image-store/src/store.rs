@@ -66,6 +66,12 @@ impl Shared {
         if options.layers_in_parallel == 0 {
             return Err(Error::Argument { field: "layers in parallel", value: "0".into(), why: "at least one is needed" });
         }
+        if let Some(path) = root.to_str().filter(|path| !path.contains([':', ',', '\\'])) {
+            tracing::debug!(path, "opening the image store");
+        } else {
+            let why = "overlayfs can't be given a path with ':', ',' or '\\'";
+            return Err(Error::Argument { field: "image store directory", value: root.display().to_string(), why });
+        }
         let transport = Transport::new(&options)?;
         let (disk, lock) = Disk::open(root)?;
         let index = disk.load()?;

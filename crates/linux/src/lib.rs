@@ -13,6 +13,7 @@ pub mod bpf;
 pub mod caps;
 pub mod cgroup;
 pub mod child;
+pub mod conntrack;
 pub mod event;
 pub mod exe;
 pub mod fs;

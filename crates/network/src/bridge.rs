@@ -5,11 +5,12 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
 use camino::Utf8Path;
+use linux::conntrack::Conntrack;
 use linux::netns;
 use linux::nftables::{Nftables, TableFamily, Transaction};
 use linux::rtnl::{Route, Veth};
 
-use crate::config::{Config, PodNetwork};
+use crate::config::{Config, PodNetwork, PortMapping, Protocol};
 use crate::error::Error;
 use crate::plan::{self, PortElement};
 use crate::record::{Records, file};
@@ -135,6 +136,23 @@ fn change_ports(config: &Config, elements: &[PortElement], change: fn(&mut Trans
         Err(e) if e.is_not_found() => Ok(false),
         Err(e) => Err(kernel(act())(e)),
     }
+}
+
+/// Forgets the datagram flows to these host ports, which would go on as they began: untranslated, or to a pod that is gone.
+pub(crate) fn forget_flows(config: &Config, ports: &[PortMapping]) -> Result<(), Error> {
+    let udp: Vec<u16> = ports.iter().filter(|p| p.protocol == Protocol::Udp).map(|p| p.host_port).collect();
+    if udp.is_empty() {
+        return Ok(());
+    }
+    let act = || "forget flows to host ports".to_owned();
+    let local = Route::open().and_then(|mut r| r.addresses()).map_err(kernel(act()))?;
+    let mut conntrack = Conntrack::open().map_err(kernel(act()))?;
+    let mut flows = conntrack.flows().map_err(kernel(act()))?;
+    flows.retain(|flow| {
+        let ours = (flow.translated && config.pod_cidr.contains(flow.answering)) || local.iter().any(|a| a.address == flow.destination);
+        flow.protocol == Protocol::Udp.number() && udp.contains(&flow.destination_port) && ours
+    });
+    conntrack.forget(&flows).map_err(kernel(act()))
 }
 
 /// Makes the veth pair and configures the pod's end.

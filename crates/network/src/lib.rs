@@ -128,6 +128,7 @@ impl Network {
                     let others = self.elements(|id| id != sandbox_id);
                     bridge::write_table(&self.config, &others)?;
                 }
+                bridge::forget_flows(&self.config, ports)?;
             }
             Kind::Cni(cni) => self.delete_cni(&record, cni)?,
         }
@@ -257,6 +258,7 @@ impl Network {
         if !bridge::add_ports(&self.config, &plan::port_elements(address, &ports))? {
             bridge::write_table(&self.config, &self.elements(|_| true))?;
         }
+        bridge::forget_flows(&self.config, &ports)?;
         Ok(self.bridge_attachment(address))
     }
 

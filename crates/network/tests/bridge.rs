@@ -220,6 +220,38 @@ fn addresses_and_ports_survive_a_restart() {
 }
 
 #[test]
+fn datagram_flows_follow_the_host_port() {
+    on_own_host(|host| {
+        let network = Network::open(host.config()).unwrap();
+        // One client with one port throughout: to the kernel it is always the same flow.
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let ask = |word: &[u8]| {
+            client.send_to(word, (Ipv4Addr::LOCALHOST, 5353)).unwrap();
+            let mut answer = [0; 16];
+            client.recv(&mut answer).map(|len| answer[..len].to_vec())
+        };
+        assert!(ask(b"too early").is_err());
+        for id in ["a", "b"] {
+            let mut pod = host.pod(id, &[(5353, 53)]);
+            pod.port_mappings[0].protocol = Protocol::Udp;
+            network.setup(&pod).unwrap();
+            let server = within(&pod.netns_path, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap());
+            let name = id.to_owned();
+            let serving = std::thread::spawn(move || {
+                let (_, from) = server.recv_from(&mut [0; 16]).unwrap();
+                server.send_to(name.as_bytes(), from).unwrap();
+            });
+            assert_eq!(ask(b"who").unwrap(), id.as_bytes());
+            serving.join().unwrap();
+            network.teardown(id).unwrap();
+            netns::remove(&pod.netns_path).unwrap();
+        }
+        network.remove_all().unwrap();
+    });
+}
+
+#[test]
 fn records_cut_off_by_a_crash_are_harmless() {
     on_own_host(|host| {
         let network = Network::open(host.config()).unwrap();
