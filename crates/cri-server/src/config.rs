@@ -49,9 +49,6 @@ pub struct Config {
     /// Port of the server of streams; 0 is any that is free.
     #[arg(long, default_value_t = 0, value_name = "PORT")]
     pub stream_server_port: u16,
-    /// Bytes of a line of a container's log beyond which it is split into parts.
-    #[arg(long, default_value_t = 16 * 1024, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1024 * 1024))]
-    pub max_container_log_line_size: u32,
 }
 
 impl Config {
@@ -116,8 +113,8 @@ impl Config {
     }
 }
 
-/// 107 bytes less `/s/`, 64 hexadecimal digits, and room for what a shim may add.
-const STATE_PATH_MAX: usize = 36;
+/// 107 bytes less `/s/` and the 32 hexadecimal digits of our shim's name, with some room.
+const STATE_PATH_MAX: usize = 68;
 
 #[cfg(test)]
 mod tests {
@@ -147,12 +144,11 @@ mod tests {
             ("--state", "rel"),
             ("--address", "rel"),
             ("--cgroup-root", "/a/../b"),
-            ("--state", "/a-very-long-path/that-leaves-no-room/for-sockets"),
+            ("--state", "/a-very-long-path/that-leaves-no-room/for-the-sockets-of-shims/which-are-below-it"),
         ] {
             let error = parse(&[flag, value]).validate().expect_err(value);
             assert!(error.to_string().contains(flag), "{error}");
         }
         assert!(parse(&["--shim", "/nonexistent/shim"]).find_shim().is_err());
-        assert!(Cli::try_parse_from(["cri", "--max-container-log-line-size", "0"]).is_err());
     }
 }

@@ -320,6 +320,7 @@ impl Server {
             stdin,
             stderr: if container.config.tty { String::new() } else { output.clone() },
             stdout: output,
+            options: Some(self.launcher.options()),
             ..CreateTaskRequest::default()
         })
     }

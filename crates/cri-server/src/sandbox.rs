@@ -437,7 +437,16 @@ impl Server {
         let id = &sandbox.id;
         let started = self.launcher.start(id, &sandbox.bundle()).await?;
         let shim = shim::Shim::connect(&started).await.map_err(Error::shim("connect to the shim of", id))?;
-        let status = shim.sandbox_status(id).await.map_err(Error::shim("ask for the status of sandbox", id))?;
+        let status = match shim.sandbox_status(id).await {
+            Ok(status) => status,
+            Err(source) => {
+                // It found nothing to take over, and serves nobody.
+                if let Err(error) = shim.shutdown_sandbox(id).await {
+                    tracing::warn!(sandbox_id = id, %error, "failed to end a shim that is of no use");
+                }
+                return Err(Error::Shim { act: "ask for the status of sandbox", id: id.clone(), source });
+            }
+        };
         sandbox.change(|facts| {
             facts.shim = Some(started);
             facts.pid = status.pid;

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 
 use protocols::cri::v1::{
-    Container as CriContainer, ContainerFilter, ContainerResources, ContainerState as CriState, ContainerStatus, ContainerUser, ImageSpec,
-    LinuxContainerUser, LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox, PodSandboxFilter, PodSandboxNetworkStatus, PodSandboxState,
-    PodSandboxStatus,
+    Container as CriContainer, ContainerFilter, ContainerResources, ContainerStatus, ContainerUser, ImageSpec, LinuxContainerUser,
+    LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox, PodSandboxFilter, PodSandboxNetworkStatus, PodSandboxState, PodSandboxStatus,
 };
 
 use crate::record::SandboxPhase;
@@ -132,14 +131,9 @@ pub fn container_matches(container: &CriContainer, filter: Option<&ContainerFilt
         && has_labels(&container.labels, &filter.label_selector)
 }
 
-/// Whether a container in this state has processes.
-pub fn is_running(state: i32) -> bool {
-    state == CriState::ContainerRunning as i32
-}
-
 #[cfg(test)]
 mod tests {
-    use protocols::cri::v1::{ContainerStateValue, PodSandboxStateValue};
+    use protocols::cri::v1::{ContainerState as CriState, ContainerStateValue, PodSandboxStateValue};
 
     use super::*;
 

@@ -133,23 +133,28 @@ impl Launcher {
             format!("GRPC_ADDRESS={}", self.address),
             format!("NAMESPACE={NAMESPACE}"),
             "MAX_SHIM_VERSION=3".to_owned(),
+            format!("CORACLE_KEEPER={}", self.keeper_socket()),
         ]
     }
 
-    fn bootstrap_params(&self, id: &str) -> BootstrapParams {
+    /// The runtime's options, as containerd's table of `io.containerd.runc.v2` has them.
+    pub fn options(&self) -> prost_types::Any {
         let options = runc::Options {
             binary_name: self.runtime_binary.as_ref().map(ToString::to_string).unwrap_or_default(),
             root: self.runtime_root.to_string(),
             ..runc::Options::default()
         };
-        let options = prost_types::Any { type_url: RUNC_TYPE_URL.to_owned(), value: options.encode_to_vec() };
+        prost_types::Any { type_url: RUNC_TYPE_URL.to_owned(), value: options.encode_to_vec() }
+    }
+
+    fn bootstrap_params(&self, id: &str) -> BootstrapParams {
         BootstrapParams {
             instance_id: id.to_owned(),
             namespace: NAMESPACE.to_owned(),
             containerd_ttrpc_address: self.events.to_string(),
             containerd_grpc_address: self.address.to_string(),
             containerd_binary: self.publish_binary(),
-            extensions: vec![Extension { value: Some(options) }],
+            extensions: vec![Extension { value: Some(self.options()) }],
             socket_dir: Some(self.sockets.to_string()),
             ..BootstrapParams::default()
         }
