@@ -24,8 +24,15 @@ fn kernel(act: impl Into<String>) -> impl FnOnce(linux::netlink::Error) -> Error
     move |source| Error::Kernel { act, source }
 }
 
-/// Makes the bridge unless it is there, and returns its index.
-pub(crate) fn ensure_bridge(config: &Config) -> Result<u32, Error> {
+/// The bridge's index, if it is there.
+pub(crate) fn index(config: &Config) -> Result<Option<u32>, Error> {
+    let link =
+        Route::open().and_then(|mut route| route.link(&config.bridge)).map_err(kernel(format!("look up bridge {}", config.bridge)))?;
+    Ok(link.filter(|link| link.kind == "bridge").map(|link| link.index))
+}
+
+/// Makes the bridge unless it is there, with address and setting.
+pub(crate) fn ensure_bridge(config: &Config) -> Result<(), Error> {
     let name = &config.bridge;
     let act = || format!("set up bridge {name}");
     let mut route = Route::open().map_err(kernel(act()))?;
@@ -60,8 +67,7 @@ pub(crate) fn ensure_bridge(config: &Config) -> Result<u32, Error> {
         route.set_up(index).map_err(kernel(act()))?;
     }
     // Answers to 127.0.0.1 come back over the bridge (host ports from the host itself); nowhere else is this wanted.
-    write_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")?;
-    Ok(index)
+    write_sysctl(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")
 }
 
 fn refuse_overlap(config: &Config, route: &mut Route, bridge: Option<u32>) -> Result<(), Error> {

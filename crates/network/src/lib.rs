@@ -35,14 +35,15 @@ pub struct Network {
     config: Config,
     records: Records,
     state: Mutex<State>,
+    /// Held while bridge or table are made anew, and while a pod's elements go, so that no table is written from a list that is
+    /// changing; true once both have been made by this instance. Taken before `state`, never after it.
+    prepared: Mutex<bool>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     sandboxes: BTreeMap<String, Record>,
     last_address: Option<Ipv4Addr>,
-    /// Whether table and forwarding were set up by this instance.
-    prepared: bool,
 }
 
 /// Which network pods get at present.
@@ -70,10 +71,10 @@ impl Network {
             }
             state.sandboxes.insert(record.sandbox_id.clone(), record);
         }
-        let network = Self { config, records, state: Mutex::new(state) };
+        let network = Self { config, records, state: Mutex::new(state), prepared: Mutex::new(false) };
         // A broken conflist is told by status() and setup(), where it can be mended without a restart.
         if matches!(cni::load(&network.config.cni_conf_dir), Ok(None)) {
-            network.prepare()?;
+            network.prepare(&mut network.lock_prepared())?;
         }
         Ok(network)
     }
@@ -121,6 +122,7 @@ impl Network {
         let Some(record) = self.lock().sandboxes.get(sandbox_id).cloned() else {
             return Ok(());
         };
+        let _table = matches!(record.kind, Kind::Bridge { .. }).then(|| self.lock_prepared());
         match &record.kind {
             Kind::Bridge { address, ports } => {
                 let elements = plan::port_elements(*address, ports);
@@ -171,7 +173,7 @@ impl Network {
         errors.extend(bridge::delete_veths(&self.config, |name| kept.contains(name)).err());
         match cni::load(&self.config.cni_conf_dir) {
             Ok(Some(list)) => errors.extend(self.collect_cni(&list).err()),
-            Ok(None) => errors.extend(self.prepare().err()),
+            Ok(None) => errors.extend(self.prepare(&mut self.lock_prepared()).err()),
             Err(e) => errors.push(e.into()),
         }
         Error::collect(errors)
@@ -208,7 +210,7 @@ impl Network {
         if errors.is_empty() {
             errors.extend(self.records.remove_all().err());
         }
-        self.lock().prepared = false;
+        *self.lock_prepared() = false;
         Error::collect(errors)
     }
 
@@ -227,12 +229,28 @@ impl Network {
     }
 
     /// Bridge, table with all elements, forwarding.
-    fn prepare(&self) -> Result<(), Error> {
+    fn prepare(&self, prepared: &mut bool) -> Result<(), Error> {
+        *prepared = false;
         bridge::ensure_bridge(&self.config)?;
         bridge::enable_forwarding(&self.records)?;
         bridge::write_table(&self.config, &self.elements(|_| true))?;
-        self.lock().prepared = true;
+        *prepared = true;
         Ok(())
+    }
+
+    fn lock_prepared(&self) -> MutexGuard<'_, bool> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bridge's index; it is made again if somebody has deleted it.
+    fn bridge(&self) -> Result<u32, Error> {
+        let mut prepared = self.lock_prepared();
+        if *prepared && let Some(index) = bridge::index(&self.config)? {
+            return Ok(index);
+        }
+        self.prepare(&mut prepared)?;
+        let gone = || Error::Name { field: "bridge", value: self.config.bridge.clone(), why: "it vanished while it was set up" };
+        bridge::index(&self.config)?.ok_or_else(gone)
     }
 
     fn elements(&self, of: impl Fn(&str) -> bool) -> Vec<PortElement> {
@@ -248,14 +266,11 @@ impl Network {
 
     fn setup_bridge(&self, pod: &PodNetwork) -> Result<Attachment, Error> {
         let ports = self.built_in_ports(pod)?;
-        let prepared = self.lock().prepared;
-        if !prepared {
-            self.prepare()?;
-        }
+        let master = self.bridge()?;
         let address = self.reserve(pod, &ports)?;
-        let master = bridge::ensure_bridge(&self.config)?;
         bridge::attach(&self.config, master, pod, address)?;
         if !bridge::add_ports(&self.config, &plan::port_elements(address, &ports))? {
+            let _table = self.lock_prepared();
             bridge::write_table(&self.config, &self.elements(|_| true))?;
         }
         bridge::forget_flows(&self.config, &ports)?;

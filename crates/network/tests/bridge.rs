@@ -252,6 +252,49 @@ fn datagram_flows_follow_the_host_port() {
 }
 
 #[test]
+fn many_pods_come_and_go_at_once() {
+    on_own_host(|host| {
+        let network = Network::open(host.config()).unwrap();
+        let pods: Vec<PodNetwork> = (0..24).map(|n| host.pod(&format!("pod{n}"), &[(9000 + n, 80)])).collect();
+        let started = Instant::now();
+        let addresses: HashSet<Ipv4Addr> = std::thread::scope(|scope| {
+            let setup = |pod| v4(&network.setup(pod).unwrap().ips);
+            let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(move || setup(pod))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(addresses.len(), pods.len());
+        eprintln!("24 pods attached in {:?}", started.elapsed());
+        pods.iter().for_each(|pod| network.check(&pod.sandbox_id).unwrap());
+        // Half go while the ruleset is flushed under the others' feet.
+        std::thread::scope(|scope| {
+            for pod in pods.iter().step_by(2) {
+                let network = &network;
+                scope.spawn(move || {
+                    network.teardown(&pod.sandbox_id).unwrap();
+                    netns::remove(&pod.netns_path).unwrap();
+                });
+            }
+            scope.spawn(|| assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success()));
+        });
+        let live: HashSet<String> = pods.iter().skip(1).step_by(2).map(|p| p.sandbox_id.clone()).collect();
+        network.reconcile(&live).unwrap();
+        live.iter().for_each(|id| network.check(id).unwrap());
+        assert_eq!(network.sandboxes().len(), 12);
+        // A bridge that somebody deleted is made again; whose pods hung on it is told by check.
+        assert!(Command::new("ip").args(["link", "del", "coracle0"]).status().unwrap().success());
+        let late = host.pod("late", &[]);
+        network.setup(&late).unwrap();
+        network.check("late").unwrap();
+        assert!(matches!(network.check("pod1"), Err(Error::Broken { .. })));
+        for pod in pods.iter().chain([&late]) {
+            netns::remove(&pod.netns_path).unwrap();
+        }
+        network.remove_all().unwrap();
+        until("all links go", || links() == ["lo"]);
+    });
+}
+
+#[test]
 fn records_cut_off_by_a_crash_are_harmless() {
     on_own_host(|host| {
         let network = Network::open(host.config()).unwrap();
