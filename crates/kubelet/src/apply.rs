@@ -216,7 +216,7 @@ impl Apply<'_> {
         let text = tokio::fs::read_to_string(path).await.unwrap_or_default();
         let host = dns::parse_resolv_conf(&text);
         let decision = dns::decide(self.pod, &host, &self.kubelet.cluster_dns());
-        if decision.missing_cluster_dns {
+        if decision.missing_cluster_dns && self.seen.active_sandbox().is_none() {
             let text = format!(
                 "pod: \"{}\". kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. Falling back to \"Default\" policy.",
                 model::format_pod(self.pod)

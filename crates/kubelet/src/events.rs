@@ -13,7 +13,6 @@ pub struct Target {
     name: String,
     uid: String,
     field_path: Option<String>,
-    resource_version: Option<String>,
 }
 
 impl Target {
@@ -25,7 +24,6 @@ impl Target {
             name: model::name(pod).to_owned(),
             uid: model::uid(pod).to_owned(),
             field_path: None,
-            resource_version: pod.metadata.resource_version.clone(),
         }
     }
 
@@ -44,14 +42,7 @@ impl Target {
 
     /// The node; upstream puts its name in the uid.
     pub fn node(name: &str) -> Self {
-        Self {
-            kind: "Node",
-            namespace: String::new(),
-            name: name.to_owned(),
-            uid: name.to_owned(),
-            field_path: None,
-            resource_version: None,
-        }
+        Self { kind: "Node", namespace: String::new(), name: name.to_owned(), uid: name.to_owned(), field_path: None }
     }
 }
 
@@ -65,7 +56,8 @@ impl From<&Target> for ObjectReference {
             name: some(&target.name),
             uid: some(&target.uid),
             field_path: target.field_path.clone(),
-            resource_version: target.resource_version.clone(),
+            // Left out: each version of the object would make the same event another one.
+            resource_version: None,
         }
     }
 }

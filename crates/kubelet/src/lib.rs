@@ -37,7 +37,9 @@ pub mod probe;
 mod qos;
 mod quantity;
 mod restart;
+mod rotate;
 mod runtime;
+mod server;
 pub mod status;
 mod status_writer;
 mod termination;
@@ -90,6 +92,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The HTTPS API.
+    #[error("failed to serve the kubelet's API")]
+    Server(#[from] server::Error),
     /// The host has no name and none was given.
     #[error("the host has no name: give --hostname-override")]
     NoName,
@@ -133,9 +138,16 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
         live: RwLock::new(Live { runtime_name: version.runtime_name, ..Live::default() }),
         config,
     });
+    let pods = Informer::new();
+    let server = server::Server::bind(kubelet.clone(), pods.clone(), cancel.child_token()).await?;
     let mut tasks = JoinSet::new();
     tasks.spawn(client::run_events(client, recorder, cancel.child_token()));
-    start(&kubelet, &mut tasks, &cancel);
+    if let Some(server) = server {
+        tasks.spawn(server.run());
+    }
+    let node = events::Target::node(&kubelet.node_name);
+    kubelet.recorder.normal(&node, "Starting", "Starting kubelet.");
+    start(&kubelet, pods, &mut tasks, &cancel);
     cancel.cancelled().await;
     let drained = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
@@ -144,7 +156,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
     Ok(())
 }
 
-fn start(kubelet: &Arc<Kubelet>, tasks: &mut JoinSet<()>, cancel: &CancellationToken) {
+fn start(kubelet: &Arc<Kubelet>, pods: Informer<Pod>, tasks: &mut JoinSet<()>, cancel: &CancellationToken) {
     let client = kubelet.client.clone();
     let name = &kubelet.node_name;
     let own = watcher::Config::default().fields(&format!("metadata.name={name}"));
@@ -154,8 +166,8 @@ fn start(kubelet: &Arc<Kubelet>, tasks: &mut JoinSet<()>, cancel: &CancellationT
     let services: Api<Service> = Api::all(client.clone());
     tasks.spawn(kubelet.services.clone().run(services, with_ip, cancel.child_token()));
     tasks.spawn(node::run(kubelet.clone(), cancel.child_token()));
+    tasks.spawn(rotate::run(kubelet.clone(), cancel.child_token()));
     tasks.spawn(node::lease::run(kubelet.clone(), cancel.child_token()));
-    let pods = Informer::new();
     let manager = manager::Manager::new(kubelet.clone(), pods.clone());
     let bound = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
     let api: Api<Pod> = Api::all(client);
