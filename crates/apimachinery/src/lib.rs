@@ -24,6 +24,7 @@ pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod strategy;
+pub mod support;
 pub mod table;
 pub mod time;
 pub mod validation;

@@ -58,7 +58,7 @@ fn name_of(kind: &KindFacts) -> (&str, &str) {
     (kind.group.as_str(), kind.kind.as_str())
 }
 
-/// Drops `lifecycle.stopSignal`, whose feature is off in v1.37 (warned of by the field table).
+/// Drops `lifecycle.stopSignal`, whose feature is off in v1.37 ([`crate::support`] warns of it).
 fn drop_disabled(object: &mut Value) {
     for path in ["/spec", "/spec/template/spec"] {
         for key in ["containers", "initContainers"] {
