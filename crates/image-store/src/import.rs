@@ -256,7 +256,7 @@ fn store(shared: &Arc<Shared>, source: &Source, found: Found) -> Result<String, 
         let in_flight = shared.in_flight(&chains[n]);
         let _only = in_flight.blocking_lock();
         let (input, size) = source.open(&path)?;
-        size_bytes += size;
+        size_bytes = size_bytes.saturating_add(size);
         if shared.has_layer(&chains[n]) {
             continue;
         }

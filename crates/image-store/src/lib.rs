@@ -15,6 +15,7 @@ mod error;
 mod import;
 mod layer;
 mod media;
+mod merge;
 mod pull;
 mod reference;
 mod registry;

@@ -9,6 +9,9 @@ use crate::error::Error;
 use crate::reference::Digest;
 use crate::types::{ImageConfig, Platform};
 
+/// What overlayfs stacks at most (`OVL_MAX_STACK`).
+const LAYERS_MAX: usize = 500;
+
 /// What the Accept header of a manifest request lists.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
@@ -89,6 +92,9 @@ pub(crate) fn parse_manifest(bytes: &[u8], platform: &Platform, object: &str) ->
             why: format!("{:?} is no layer of a root file system", strange.media_type),
         });
     }
+    if raw.layers.len() > LAYERS_MAX {
+        return Err(Error::Unusable { object: object.to_owned(), why: format!("it has more than {LAYERS_MAX} layers") });
+    }
     let layers = raw.layers.iter().map(|l| l.check(object)).collect::<Result<_, _>>()?;
     Ok(Manifest::Image { config: config.check(object)?, layers })
 }
@@ -144,6 +150,9 @@ pub(crate) fn parse_config(bytes: &[u8], platform: &Platform, object: &str) -> R
     for id in value["rootfs"]["diff_ids"].as_array().into_iter().flatten() {
         let id = id.as_str().and_then(Digest::parse).ok_or_else(|| unusable(format!("diff id {id} is not sha256")))?;
         diff_ids.push(id);
+    }
+    if diff_ids.len() > LAYERS_MAX {
+        return Err(unusable(format!("it has more than {LAYERS_MAX} layers")));
     }
     Ok(Config { diff_ids })
 }

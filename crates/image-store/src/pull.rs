@@ -57,7 +57,8 @@ pub(crate) async fn pull(shared: &Arc<Shared>, reference: &Reference, auth: Opti
         return Err(Error::Unusable { object: name, why });
     }
     let chains = media::chain_ids(&parsed.diff_ids);
-    let size_bytes = documents_bytes + config_bytes.len() as u64 + descriptors.iter().map(|d| d.size).sum::<u64>();
+    let own_bytes = documents_bytes + config_bytes.len() as u64;
+    let size_bytes = descriptors.iter().fold(own_bytes, |sum, d| sum.saturating_add(d.size));
     let layers: Vec<Layer> = descriptors
         .into_iter()
         .zip(parsed.diff_ids)

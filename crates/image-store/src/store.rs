@@ -135,14 +135,14 @@ impl Shared {
         join(task, "committing a layer").await?
     }
 
-    pub fn commit_blocking(&self, staged: Staged, below: &[String], chain: &str, diff_id: &str) -> Result<(), Error> {
+    pub fn commit_blocking(&self, mut staged: Staged, below: &[String], chain: &str, diff_id: &str) -> Result<(), Error> {
         let mut lower = Vec::new();
         for path in self.layer_dirs(below)?.iter().rev() {
             lower.push(unpack::open_root(path).map_err(file("open", path))?);
         }
         let fs = staged.staging.fs();
         let root = unpack::open_root(&fs).map_err(file("open", &fs))?;
-        unpack::complete(&root, &staged.unpacked, &lower, diff_id)?;
+        unpack::complete(&root, &mut staged.unpacked, &lower, diff_id)?;
         drop((root, lower));
         let record = staged.staging.commit(chain, diff_id)?;
         self.index().layers.insert(chain.to_owned(), record);

@@ -19,6 +19,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::error::Error;
+use crate::merge;
 use crate::tar::{Archive, Entry, Kind};
 use crate::types::Usage;
 
@@ -351,13 +352,14 @@ impl Unpacker<'_> {
     }
 }
 
-/// Gives implicit directories the look of the layers below, and makes hard links whose target is there. `lower` is the stack, top first.
-pub(crate) fn complete(root: &OwnedFd, done: &Unpacked, lower: &[OwnedFd], layer: &str) -> Result<(), Error> {
+/// Moves what was written through links of the layers below, gives implicit directories the look that they have there, and makes hard links whose target is there. `lower` is the stack, top first.
+pub(crate) fn complete(root: &OwnedFd, done: &mut Unpacked, lower: &[OwnedFd], layer: &str) -> Result<(), Error> {
     let failed = |path: &[u8], source: io::Error| Error::Unpack {
         layer: layer.to_owned(),
         path: String::from_utf8_lossy(path).into_owned(),
         source,
     };
+    merge::follow_links(root, done, lower).map_err(|e| failed(b"", e))?;
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let here = |path: &[u8]| if path.is_empty() { b".".to_vec() } else { path.to_vec() };
     for (path, target) in &done.links_below {
@@ -428,7 +430,7 @@ fn normalise(path: &[u8]) -> Option<Vec<u8>> {
     Some(parts.join(&b'/'))
 }
 
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|b| *b == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
         None => (b"", path),

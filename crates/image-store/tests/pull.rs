@@ -61,46 +61,76 @@ async fn mounted(store: &ImageStore, key: &str, image: &Image, at: &Path, look: 
     assert!(std::process::Command::new("umount").arg(at).status().unwrap().success());
 }
 
+/// Entries of every kind, in layers of every packing.
+fn everything(long: &str) -> ImageSpec {
+    ImageSpec::new()
+        .packed_layer(
+            [
+                Entry::dir("./").mode(0o751),
+                Entry::dir("etc").mode(0o750).owner(7, 8),
+                Entry::file("etc/gone", "x"),
+                Entry::file("etc/kept", "old").owner(1000, 100).mode(0o4711).mtime(1_234_567_890),
+                Entry::dir("hidden"),
+                Entry::file("hidden/a", "a"),
+                Entry::file("target", "shared"),
+            ],
+            Compression::Gzip,
+        )
+        .packed_layer(
+            [
+                Entry::whiteout("etc/gone"),
+                Entry::dir("hidden"),
+                Entry::opaque("hidden"),
+                Entry::file("hidden/b", "b"),
+                Entry::executable("ping", "#!").xattr("security.capability", CAPABILITY.to_vec()).owner(0, 0),
+                Entry::hardlink("ping2", "ping"),
+                Entry::hardlink("from-below", "target"),
+                Entry::char_device("null", 1, 3),
+                Entry::symlink("abs", "/etc/kept"),
+            ],
+            Compression::Zstd,
+        )
+        .packed_layer([Entry::file(long, noise(5000)).xattr("user.note", b"hi".to_vec())], Compression::GzipMembers)
+        .packed_layer([Entry::file("plain", "p"), Entry::file("plain", "second wins")], Compression::None)
+        .config("Entrypoint", vec!["/ping"])
+        .config("Env", vec!["A=b"])
+        .config("User", "1000:100")
+        .config("Volumes", serde_json::json!({"/data": {}}))
+        .with_index()
+}
+
+/// `struct vfs_cap_data` of revision 2 with one capability, as setcap writes it.
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// What [`everything`] must look like when it is mounted.
+fn check_everything(at: &Path, long: &str) {
+    let stat = |path: &str| at.join(path).symlink_metadata().unwrap();
+    let text = |path: &str| std::fs::read_to_string(at.join(path)).unwrap();
+    assert_eq!(stat(".").mode() & 0o7777, 0o751);
+    assert!(!at.join("etc/gone").exists());
+    // The second layer names etc/.wh.gone but not etc: it must look as below.
+    assert_eq!((stat("etc").mode() & 0o7777, stat("etc").uid(), stat("etc").gid()), (0o750, 7, 8));
+    assert_eq!((stat("etc/kept").mode() & 0o7777, stat("etc/kept").uid(), stat("etc/kept").gid()), (0o4711, 1000, 100));
+    assert_eq!(stat("etc/kept").mtime(), 1_234_567_890);
+    assert!(!at.join("hidden/a").exists() && at.join("hidden/b").exists());
+    assert_eq!(stat("ping").ino(), stat("ping2").ino());
+    let mut value = [0; 32];
+    let len = rustix::fs::getxattr(at.join("ping"), "security.capability", &mut value[..]).unwrap();
+    assert_eq!(value[..len], CAPABILITY);
+    assert_eq!(text("from-below"), "shared");
+    assert!(stat("null").file_type().is_char_device());
+    assert_eq!(stat("null").rdev(), rustix::fs::makedev(1, 3));
+    assert_eq!(std::fs::read_link(at.join("abs")).unwrap(), Path::new("/etc/kept"));
+    assert_eq!(std::fs::read(at.join(long)).unwrap(), noise(5000));
+    assert_eq!(text("plain"), "second wins");
+}
+
 #[test]
 fn an_image_arrives_as_it_was_built() {
     on_own_host("an_image_arrives_as_it_was_built", |root| async move {
         let registry = Registry::start().unwrap();
-        let capability = [1u8, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let long = format!("deep/{}/file", "n".repeat(120));
-        let spec = ImageSpec::new()
-            .packed_layer(
-                [
-                    Entry::dir("./").mode(0o751),
-                    Entry::dir("etc").mode(0o750).owner(7, 8),
-                    Entry::file("etc/gone", "x"),
-                    Entry::file("etc/kept", "old").owner(1000, 100).mode(0o4711).mtime(1_234_567_890),
-                    Entry::dir("hidden"),
-                    Entry::file("hidden/a", "a"),
-                    Entry::file("target", "shared"),
-                ],
-                Compression::Gzip,
-            )
-            .packed_layer(
-                [
-                    Entry::whiteout("etc/gone"),
-                    Entry::dir("hidden"),
-                    Entry::opaque("hidden"),
-                    Entry::file("hidden/b", "b"),
-                    Entry::executable("ping", "#!").xattr("security.capability", capability.to_vec()).owner(0, 0),
-                    Entry::hardlink("ping2", "ping"),
-                    Entry::hardlink("from-below", "target"),
-                    Entry::char_device("null", 1, 3),
-                    Entry::symlink("abs", "/etc/kept"),
-                ],
-                Compression::Zstd,
-            )
-            .packed_layer([Entry::file(&long, noise(5000)).xattr("user.note", b"hi".to_vec())], Compression::GzipMembers)
-            .packed_layer([Entry::file("plain", "p"), Entry::file("plain", "second wins")], Compression::None)
-            .config("Entrypoint", vec!["/ping"])
-            .config("Env", vec!["A=b"])
-            .config("User", "1000:100")
-            .config("Volumes", serde_json::json!({"/data": {}}))
-            .with_index();
+        let spec = everything(&long);
         for (tag, spec) in [("oci", spec.clone()), ("docker", spec.docker())] {
             let built = spec.build();
             let reference = registry.add("a/b", tag, &built);
@@ -111,27 +141,8 @@ fn an_image_arrives_as_it_was_built() {
             assert_eq!(image.repo_digests, [format!("{}/a/b@{}", registry.address(), built.top().digest())]);
             assert_eq!((image.config.entrypoint.as_slice(), image.config.user.as_str()), (&["/ping".to_owned()][..], "1000:100"));
             assert_eq!(image.config.volumes, ["/data"]);
-            let at = root.join("mnt");
-            mounted(&store, "c1", &image, &at, |at| {
-                let stat = |path: &str| at.join(path).symlink_metadata().unwrap();
-                let text = |path: &str| std::fs::read_to_string(at.join(path)).unwrap();
-                assert_eq!(stat(".").mode() & 0o7777, 0o751);
-                assert!(!at.join("etc/gone").exists());
-                // The second layer names etc/.wh.gone but not etc: it must look as below.
-                assert_eq!((stat("etc").mode() & 0o7777, stat("etc").uid(), stat("etc").gid()), (0o750, 7, 8));
-                assert_eq!((stat("etc/kept").mode() & 0o7777, stat("etc/kept").uid(), stat("etc/kept").gid()), (0o4711, 1000, 100));
-                assert_eq!(stat("etc/kept").mtime(), 1_234_567_890);
-                assert!(!at.join("hidden/a").exists() && at.join("hidden/b").exists());
-                assert_eq!(stat("ping").ino(), stat("ping2").ino());
-                let mut value = [0; 32];
-                let len = rustix::fs::getxattr(at.join("ping"), "security.capability", &mut value[..]).unwrap();
-                assert_eq!(value[..len], capability);
-                assert_eq!(text("from-below"), "shared");
-                assert!(stat("null").file_type().is_char_device());
-                assert_eq!(stat("null").rdev(), rustix::fs::makedev(1, 3));
-                assert_eq!(std::fs::read_link(at.join("abs")).unwrap(), Path::new("/etc/kept"));
-                assert_eq!(std::fs::read(at.join(&long)).unwrap(), noise(5000));
-                assert_eq!(text("plain"), "second wins");
+            mounted(&store, "c1", &image, &root.join("mnt"), |at| {
+                check_everything(at, &long);
                 std::fs::write(at.join("written"), vec![1; 8192]).unwrap();
             })
             .await;
@@ -146,6 +157,52 @@ fn an_image_arrives_as_it_was_built() {
             store.remove(&image.id).await.unwrap();
             assert!(store.list().is_empty() && layer_dirs(&root.join(tag)).is_empty());
         }
+    });
+}
+
+#[test]
+fn links_of_lower_layers_are_written_through() {
+    on_own_host("links_of_lower_layers_are_written_through", |root| async move {
+        let registry = Registry::start().unwrap();
+        let built = ImageSpec::new()
+            .layer([
+                Entry::dir("usr"),
+                Entry::dir("usr/lib").mode(0o711),
+                Entry::dir("usr/lib/sub").mode(0o700),
+                Entry::file("usr/lib/below", "below"),
+                Entry::file("usr/lib/sub/gone", "x"),
+                Entry::symlink("lib", "usr/lib"),
+                Entry::symlink("out", "../../../../../../usr/./lib/../lib"),
+                Entry::symlink("loop", "loop"),
+                Entry::symlink("new", "/not/there"),
+            ])
+            .layer([
+                Entry::file("usr/lib/own", "own"),
+                Entry::file("lib/a", "a"),
+                Entry::file("lib/sub/b", "b"),
+                Entry::whiteout("lib/sub/gone"),
+                Entry::hardlink("lib/linked", "lib/a"),
+                Entry::file("out/c", "c"),
+                Entry::file("new/d", "d"),
+            ])
+            .build();
+        let store = open(&root.join("store")).await;
+        let image = pull(&store, &registry.add("x", "1", &built)).await.unwrap();
+        mounted(&store, "c", &image, &root.join("mnt"), |at| {
+            assert_eq!(std::fs::read_link(at.join("lib")).unwrap(), Path::new("usr/lib"));
+            let text = |path: &str| std::fs::read_to_string(at.join("usr/lib").join(path)).unwrap();
+            assert_eq!(
+                [text("below"), text("own"), text("a"), text("sub/b"), text("linked"), text("c")],
+                ["below", "own", "a", "b", "a", "c"]
+            );
+            assert!(!at.join("usr/lib/sub/gone").exists());
+            assert_eq!(at.join("usr/lib").metadata().unwrap().mode() & 0o777, 0o711);
+            assert_eq!(at.join("usr/lib/sub").metadata().unwrap().mode() & 0o777, 0o700);
+            assert_eq!(std::fs::read_to_string(at.join("not/there/d")).unwrap(), "d");
+        })
+        .await;
+        let looping = ImageSpec::new().layer([Entry::symlink("loop", "loop")]).layer([Entry::file("loop/x", "x")]).build();
+        assert!(pull(&store, &registry.add("x", "2", &looping)).await.is_err());
     });
 }
 

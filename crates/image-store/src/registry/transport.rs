@@ -62,7 +62,9 @@ impl Transport {
         let secure = uri.scheme_str() == Some("https");
         let path = uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
         *request.uri_mut() = path.parse::<Uri>().map_err(|e| e.to_string())?;
-        let host = HeaderValue::from_str(authority.as_str()).map_err(|e| e.to_string())?;
+        // Without the user that a redirect may name.
+        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        let host = HeaderValue::from_str(host).map_err(|e| e.to_string())?;
         request.headers_mut().insert("host", host);
         request.headers_mut().insert("user-agent", HeaderValue::from_static(concat!("coracle/", env!("CARGO_PKG_VERSION"))));
         let name = authority.host().trim_matches(['[', ']']).to_owned();
