@@ -271,7 +271,7 @@ impl Making<'_> {
             return Ok(Some(own.try_clone().during(|| "copy console socket".to_owned())?));
         }
         let connect = |path: &PathBuf| linux::unix::connect(linux::unix::Kind::Stream, path);
-        Ok(self.options.console_socket.as_ref().map(connect).transpose().during(|| "connect to console socket".to_owned())?)
+        self.options.console_socket.as_ref().map(connect).transpose().during(|| "connect to console socket".to_owned())
     }
 
     /// The runtime's side of the process' way to the gate.

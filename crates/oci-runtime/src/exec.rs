@@ -218,7 +218,7 @@ impl Joining<'_> {
     }
 
     fn become_process(&self, first: BorrowedFd<'_>, others: &[Kind], entries: &[OwnedFd], socket: &OwnedFd) -> ! {
-        let error = self.live(first, others, entries, socket).map_or_else(|error| error, |error| error);
+        let error = self.live(first, others, entries, socket).unwrap_or_else(|error| error);
         let _ = Message::Failed.send(socket.as_fd(), &line(&error));
         linux::process::exit_now(255)
     }

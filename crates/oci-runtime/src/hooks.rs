@@ -48,7 +48,7 @@ fn run_one(hook: &Hook, state: &str) -> Result<()> {
     // Its words are kept for the error: whatever fits a pipe, which is read when it has ended, or filled.
     let stderr = child.stderr.take();
     let begun = Instant::now();
-    let reader = stderr.map(|pipe| Words::new(pipe));
+    let reader = stderr.map(Words::new);
     let mut words = reader.unwrap_or_default();
     loop {
         words.read_available();

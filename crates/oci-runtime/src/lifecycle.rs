@@ -136,12 +136,10 @@ pub fn destroy(global: &Global, container: &Container) -> Result<()> {
             .and_then(|()| cgroup.remove(CGROUP_PATIENCE));
         result = removed.during(|| "unable to remove container's cgroup".to_owned());
     }
-    if let Ok(spec) = container.spec() {
-        if !spec.hooks.poststop.is_empty() {
-            let state = container.state_json(Status::Stopped);
-            for error in hooks::run_all("poststop", &spec.hooks.poststop, &state) {
-                log::write(global, "warning", &line(&error));
-            }
+    if let Some(spec) = container.spec().ok().filter(|spec| !spec.hooks.poststop.is_empty()) {
+        let state = container.state_json(Status::Stopped);
+        for error in hooks::run_all("poststop", &spec.hooks.poststop, &state) {
+            log::write(global, "warning", &line(&error));
         }
     }
     result?;

@@ -138,18 +138,14 @@ pub fn set_attributes(process: &Process, procfs: BorrowedFd<'_>) -> Result<()> {
         }
         return refuse(format!("apparmor: config provided but apparmor not supported (profile {:?})", process.apparmor_profile));
     }
-    let own = format!("self/attr/apparmor/exec");
-    let file = linux::fs::open_in_root(procfs, Path::new(&own), libc_o_wronly())?;
+    let file = linux::fs::open_in_root(procfs, Path::new("self/attr/apparmor/exec"), O_WRONLY)?;
     use std::io::Write;
     let mut file = std::fs::File::from(file);
     file.write_all(format!("exec {}", process.apparmor_profile).as_bytes())
         .during(|| format!("apply apparmor profile {}", process.apparmor_profile))
 }
 
-/// `O_WRONLY` on Linux.
-const fn libc_o_wronly() -> i32 {
-    1
-}
+const O_WRONLY: i32 = 1;
 
 /// Applies the resource limits to process `pid` (0: this one).
 ///

@@ -118,11 +118,11 @@ impl Bundle {
         let _ = (fs::remove_file(&out), fs::remove_file(&err));
         let status = self.command(args).stdout(create(&out)).stderr(create(&err)).status().expect("the runtime runs");
         let log = fs::read_to_string(self.path("log.json")).unwrap_or_default();
-        let logged = log.lines().filter_map(|line| {
+        let logged = log.lines().rev().find_map(|line| {
             let value: Value = serde_json::from_str(line).expect("the log is JSON");
             (value["level"] == "error").then(|| value["msg"].as_str().unwrap_or_default().to_owned())
         });
-        Answer { code: status.code().unwrap_or(-1), out: read(&out), err: read(&err), logged: logged.last() }
+        Answer { code: status.code().unwrap_or(-1), out: read(&out), err: read(&err), logged }
     }
 
     /// Runs the container in the foreground and answers its output.
