@@ -12,6 +12,7 @@ async fn main() -> Result<(), apiserver::Error> {
     std::fs::create_dir_all(&dir).ok();
     let pki = common::Pki::new(std::path::Path::new(&dir));
     println!("{}", pki.kubeconfig("admin", "kubernetes-admin", &["coracle:cluster-admins"]).display());
+    pki.kubeconfig("masters", "root", &["system:masters"]);
     pki.kubeconfig("node", "system:node:n1", &["system:nodes"]);
     pki.kubeconfig("nobody", "nobody", &[]);
     pki.kubeconfig("scheduler", "system:kube-scheduler", &[]);

@@ -170,7 +170,7 @@ impl<'a> Ctx<'a> {
         let mut found = false;
         for value in self.query.all("dryRun").filter(|value| !value.is_empty()) {
             if value != "All" {
-                let error = apimachinery::field_error::FieldError::not_supported("dryRun", value, &["All"]);
+                let error = apimachinery::field_error::FieldError::not_supported("dryRun", serde_json::json!([value]), &["All"]);
                 return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
             }
             found = true;

@@ -191,7 +191,11 @@ impl Allocator {
         let address = text(service, &["spec", "clusterIP"]).to_owned();
         let spec = &mut service["spec"];
         spec["clusterIPs"] = json!([address]);
-        for (field, value) in [("ipFamilies", json!(["IPv4"])), ("ipFamilyPolicy", json!("SingleStack"))] {
+        // A headless Service without selector has endpoints of whatever family somebody writes.
+        let open = address == "None" && spec.get("selector").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
+        let (families, policy) =
+            if open { (json!(["IPv4", "IPv6"]), json!("RequireDualStack")) } else { (json!(["IPv4"]), json!("SingleStack")) };
+        for (field, value) in [("ipFamilies", families), ("ipFamilyPolicy", policy)] {
             if spec.get(field).is_none_or(Value::is_null) {
                 spec[field] = value;
             }
@@ -218,8 +222,7 @@ impl Allocator {
             };
             let Ok(address) = wanted.parse::<Ipv4Addr>().map(u32::from) else { return refuse("it is no IPv4 address") };
             if !self.range.usable().contains(&address) {
-                let why = format!("the provided IP ({wanted}) is not in the valid range. The range of valid IPs is {}", self.range);
-                return refuse(&why);
+                return refuse("the provided network does not match the current range");
             }
             if taken.addresses.contains_key(&address) {
                 return refuse("provided IP is already allocated");

@@ -81,7 +81,7 @@ impl Options {
         let mut dry_run = false;
         for entry in value.get("dryRun").and_then(Value::as_array).into_iter().flatten() {
             if entry != "All" {
-                return Err(invalid(&[FieldError::not_supported("dryRun", entry.as_str().unwrap_or(""), &["All"])]));
+                return Err(invalid(&[FieldError::not_supported("dryRun", json!([entry]), &["All"])]));
             }
             dry_run = true;
         }
@@ -95,15 +95,16 @@ impl Options {
     }
 
     fn check(&self, facts: &KindFacts, name: &str, old: &Value) -> Result<(), Status> {
-        let conflict = |why: String| Err(Status::conflict(&facts.group, &facts.resource, name, &why));
+        let conflict = |what: &str, wanted: &str, found: &str, fate: &str| {
+            let why = format!(
+                "the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). The object might have been {fate}"
+            );
+            Err(Status::conflict(&facts.group, &facts.kind, name, &why))
+        };
         let (uid, version) = (object::text(old, &["metadata", "uid"]), object::text(old, &["metadata", "resourceVersion"]));
         match (&self.uid, &self.resource_version) {
-            (Some(wanted), _) if wanted != uid => {
-                conflict(format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"))
-            }
-            (_, Some(wanted)) if wanted != version => conflict(format!(
-                "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
-            )),
+            (Some(wanted), _) if wanted != uid => conflict("UID", wanted, uid, "deleted and then recreated"),
+            (_, Some(wanted)) if wanted != version => conflict("ResourceVersion", wanted, version, "modified"),
             _ => Ok(()),
         }
     }
@@ -170,9 +171,13 @@ fn plan(facts: &KindFacts, old: &Value, options: &Options, now: Timestamp) -> St
         Some(since) if seconds > 0 => Some(since - SignedDuration::from_secs(before) + SignedDuration::from_secs(seconds)),
         _ => Some(now + SignedDuration::from_secs(seconds)),
     };
-    if let Some(deadline) = deadline {
+    // What goes at once and had no time to be given goes as it was.
+    let at_once = !held && facts.resource != "pods";
+    if let Some(deadline) = deadline.filter(|_| !at_once) {
         new["metadata"]["deletionTimestamp"] = format_seconds(deadline).into();
-        new["metadata"]["deletionGracePeriodSeconds"] = seconds.into();
+        if facts.kind != "Namespace" {
+            new["metadata"]["deletionGracePeriodSeconds"] = seconds.into();
+        }
         let generation = old.pointer("/metadata/generation").and_then(Value::as_i64);
         if let (Some(generation), None) = (generation, since) {
             new["metadata"]["generation"] = (generation + 1).into();

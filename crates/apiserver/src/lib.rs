@@ -42,7 +42,6 @@ mod startup;
 mod subresources;
 mod tables;
 mod tls;
-mod validation;
 mod watch;
 mod write;
 

@@ -106,7 +106,8 @@ pub fn accept(headers: &HeaderMap, watch: bool, pretty: bool) -> Result<Accepted
         };
         return Ok(Accepted { media, shape, stream: clause.parameter("stream") == "watch", pretty });
     }
-    Err(Status::not_acceptable(MEDIA_TYPES))
+    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", MEDIA_TYPES.join(", "));
+    Err(Status { code: 406, reason: "NotAcceptable", message, details: Some(serde_json::json!({})) })
 }
 
 /// Negotiates the encoding of an error or of an answer that no Accept can refuse.

@@ -45,7 +45,7 @@ fn field(out: &mut Vec<u8>, first: &mut bool, key: &str, value: &Value) -> Resul
     serde_json::to_writer(out, value)
 }
 
-/// Appends stored bytes with the resourceVersion in them. `skip` leaves out so many bytes after the opening brace (the
+/// Appends stored bytes with the resourceVersion in them (0: what was never stored has none). `skip` leaves out so many bytes after the opening brace (the
 /// `kind` and `apiVersion` of list items; see [`type_prefix`]).
 pub fn splice(out: &mut Vec<u8>, stored: &[u8], revision: i64, skip: usize) {
     use std::io::Write as _;
@@ -56,6 +56,10 @@ pub fn splice(out: &mut Vec<u8>, stored: &[u8], revision: i64, skip: usize) {
     let at = at + METADATA.len();
     out.push(b'{');
     out.extend_from_slice(&stored[1 + skip..at]);
+    if revision == 0 {
+        out.extend_from_slice(&stored[at..]);
+        return;
+    }
     // Writing into a Vec does not fail.
     let _ = write!(out, "\"resourceVersion\":\"{revision}\"");
     if stored.get(at) != Some(&b'}') {
@@ -75,7 +79,7 @@ pub fn type_prefix(stored: &[u8], prefix: &str) -> usize {
 /// When the stored bytes are no JSON: the store is damaged or was written by something else.
 pub fn parse(stored: &[u8], revision: i64) -> Result<Value, serde_json::Error> {
     let mut value: Value = serde_json::from_slice(stored)?;
-    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut).filter(|_| revision > 0) {
         metadata.insert("resourceVersion".to_owned(), revision.to_string().into());
     }
     Ok(value)

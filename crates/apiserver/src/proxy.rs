@@ -222,10 +222,10 @@ fn passed(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &http::Head
 
 /// `exec`, `attach` and `portforward`: an upgraded connection, copied both ways.
 pub async fn stream(ctx: &Ctx<'_>, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+    let (pod, node) = pod_and_node(ctx).await?;
     if request.headers().get(UPGRADE).is_none() {
         return Err(Status::bad_request("Upgrade request required"));
     }
-    let (pod, node) = pod_and_node(ctx).await?;
     let mut outgoing = Request::builder().method(request.method()).uri(stream_path(ctx, &pod)?).header(HOST, "kubelet");
     for (name, value) in passed(request.headers()) {
         outgoing = outgoing.header(name, value);

@@ -61,11 +61,11 @@ impl Selectors {
 /// 400 for what is no number.
 pub fn resource_version(ctx: &Ctx<'_>) -> Result<Option<i64>, Status> {
     let Some(text) = ctx.query.get("resourceVersion") else { return Ok(None) };
-    text.parse::<u64>()
-        .ok()
-        .and_then(|revision| i64::try_from(revision).ok())
-        .map(Some)
-        .ok_or_else(|| Status::bad_request(format!("Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax")))
+    text.parse::<u64>().ok().and_then(|revision| i64::try_from(revision).ok()).map(Some).ok_or_else(|| {
+        Status::bad_request(format!(
+            "invalid resource version: resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
+        ))
+    })
 }
 
 /// Waits until the cache has seen a revision.
@@ -109,7 +109,7 @@ fn token(revision: i64, start: &str) -> String {
 }
 
 fn read_token(text: &str) -> Result<Token, Status> {
-    let invalid = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
+    let invalid = |why: &str| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
     let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| invalid(&error.to_string()))?;
     let token: Token = serde_json::from_slice(&bytes).map_err(|error| invalid(&error.to_string()))?;
     if token.v != "meta.k8s.io/v1" {
@@ -149,13 +149,14 @@ pub async fn matching(ctx: &Ctx<'_>) -> Result<Vec<std::sync::Arc<crate::cache::
 
 async fn page(ctx: &Ctx<'_>, storage: &Storage) -> Result<Page, Status> {
     let selectors = Selectors::parse(ctx)?;
-    let limit =
-        match ctx.query.get("limit") {
-            None => 0,
-            Some(text) => text.parse::<i64>().ok().filter(|limit| *limit >= 0).ok_or_else(|| {
-                Status::bad_request(format!("Invalid value: \"{text}\": the limit must be a number that is not negative"))
-            })?,
-        };
+    let limit = match ctx.query.get("limit") {
+        None => 0,
+        Some(text) => text
+            .parse::<i64>()
+            .ok()
+            .filter(|limit| *limit >= 0)
+            .ok_or_else(|| Status::bad_request(format!("strconv.ParseInt: parsing \"{text}\": invalid syntax")))?,
+    };
     let prefix = storage.collection(&ctx.info.namespace);
     let wanted = resource_version(ctx)?;
     let exact = check_match(ctx, wanted)?;

@@ -1,5 +1,6 @@
 //! The review kinds: questions about identity and permission that are answered and not stored.
 
+use apimachinery::field_error::FieldError;
 use apimachinery::status::Status;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -93,7 +94,10 @@ fn token_review(review: &Value, context: &Context) -> Result<Value, Status> {
             let audiences = if audiences.is_empty() { context.verifier.audiences().to_vec() } else { audiences };
             json!({ "authenticated": true, "user": user_info(&user), "audiences": audiences })
         }
-        Err(error) => json!({ "user": {}, "error": error.to_string() }),
+        Err(error) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "a reviewed token is refused");
+            json!({ "user": {}, "error": "invalid bearer token" })
+        }
     })
 }
 
@@ -138,7 +142,10 @@ fn access_review(review: &Value, user: &User, context: &Context) -> Result<Value
             is_resource: false,
             node_name_selector: "",
         },
-        _ => return Err(Status::bad_request("exactly one of nonResourceAttributes or resourceAttributes must be specified")),
+        _ => {
+            let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+            return Err(Status::invalid("authorization.k8s.io", "", "", &[FieldError::invalid("spec", Value::Null, why)]));
+        }
     };
     Ok(match context.authorizer.authorize(&attributes) {
         Decision::Allow => json!({ "allowed": true }),

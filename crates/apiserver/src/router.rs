@@ -64,7 +64,10 @@ async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, request: Request<Incomin
     if !info.is_resource {
         return fixed(api, &path, &query, request.headers());
     }
-    let resource = resource.ok_or_else(Status::no_such_path)?;
+    let Some(resource) = resource else {
+        let known = apimachinery::kinds::all().any(|facts| facts.group == info.group && facts.version == info.version);
+        return if known { Err(Status::no_such_path()) } else { Ok(nothing()) };
+    };
     let pretty = query.flag("pretty");
     let accepted = negotiate::accept(request.headers(), info.verb == "watch", pretty);
     let accepted = if info.subresource == "log" { Accepted::default() } else { accepted? };
@@ -172,7 +175,7 @@ fn fixed(api: &Api, path: &str, query: &Query, headers: &HeaderMap) -> Result<Re
     if let Some(document) = path.strip_prefix("/openapi/v3/").and_then(apimachinery::openapi::v3_document) {
         return Ok(reply::bytes(200, "application/json", document.json.clone()));
     }
-    discovery::answer(path, headers, &api.advertise).ok_or_else(Status::no_such_path)
+    Ok(discovery::answer(path, headers, &api.advertise).unwrap_or_else(nothing))
 }
 
 fn pretty(value: &serde_json::Value) -> String {
@@ -203,13 +206,23 @@ fn health(api: &Api, path: &str, query: &Query) -> Response<Body> {
     reply::text(if good { 200 } else { 500 }, lines)
 }
 
+/// The answer for a path that is nobody's.
+fn nothing() -> Response<Body> {
+    reply::text(404, "404 page not found\n")
+}
+
+fn wrong_method() -> Status {
+    let message = "the server does not allow this method on the requested resource".to_owned();
+    Status { code: 405, reason: "MethodNotAllowed", message, details: Some(serde_json::json!({})) }
+}
+
 /// Whether the path's form fits the resource's scope.
 fn check_scope(ctx: &Ctx<'_>) -> Result<(), Status> {
     let facts = ctx.resource.facts;
     let collection = matches!(ctx.info.verb.as_str(), "list" | "watch");
     let own_namespace = facts.resource == "namespaces" && facts.group.is_empty();
     match (facts.namespaced, ctx.info.namespace.is_empty()) {
-        (true, true) if !collection => Err(Status::method_not_supported(&facts.group, &facts.resource, &ctx.info.verb)),
+        (true, true) if !collection => Err(wrong_method()),
         (false, false) if !own_namespace => Err(Status::no_such_path()),
         _ => Ok(()),
     }
@@ -218,7 +231,7 @@ fn check_scope(ctx: &Ctx<'_>) -> Result<(), Status> {
 async fn dispatch(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
     let facts = ctx.resource.facts;
     let (verb, subresource) = (ctx.info.verb.as_str(), ctx.info.subresource.as_str());
-    let unsupported = || Err(Status::method_not_supported(&facts.group, &facts.resource, verb));
+    let unsupported = || Err(wrong_method());
     if subresource.is_empty() {
         let collection_verb = matches!(verb, "create" | "list" | "deletecollection");
         // A named list comes from a field selector.

@@ -49,21 +49,27 @@ pub async fn run(api: &Arc<Api>, place: &Place) -> Result<(), Status> {
 }
 
 /// Objects that depend on where the server is.
-fn own_objects(place: &Place) -> [Value; 3] {
+fn own_objects(place: &Place) -> Vec<Value> {
     let Place { address, port, cluster_ip, client_ca } = place;
-    [
+    let mut objects = vec![
         json!({"apiVersion": "v1", "kind": "Service",
             "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
             "spec": {"type": "ClusterIP", "clusterIP": cluster_ip, "sessionAffinity": "None",
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}}),
-        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-            "addressType": "IPv4", "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
-            "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}),
         json!({"apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
             "data": {"client-ca-file": client_ca}}),
-    ]
+    ];
+    // A loopback address would lead every pod to itself; upstream does not accept one either.
+    if address.is_loopback() {
+        tracing::warn!(%address, "the service kubernetes has no endpoint: give an --advertise-address that pods can reach");
+    } else {
+        objects.push(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": "IPv4", "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}));
+    }
+    objects
 }
 
 /// Fields of [`own_objects`] that are kept as wanted.

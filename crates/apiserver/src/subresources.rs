@@ -198,7 +198,7 @@ pub async fn token(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status>
     if let Some(facts) = kinds::by_gvk(&gvk) {
         defaulting::default(facts, &mut request);
     }
-    check_expiration(&request, &ctx.info.name)?;
+    check_expiration(&request)?;
     let (bytes, revision) = ctx.load().await?;
     let account = reply::parse(&bytes, revision)?;
     crate::read::wait_for(ctx, ctx.api.store.revision().await.map_err(crate::api::store_error)?).await?;
@@ -209,7 +209,7 @@ pub async fn token(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status>
     Ok(response)
 }
 
-fn check_expiration(request: &Value, name: &str) -> Result<(), Status> {
+fn check_expiration(request: &Value) -> Result<(), Status> {
     let Some(seconds) = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64) else { return Ok(()) };
     let why = match seconds {
         ..600 => "may not specify a duration less than 10 minutes",
@@ -217,7 +217,7 @@ fn check_expiration(request: &Value, name: &str) -> Result<(), Status> {
         _ => return Ok(()),
     };
     let error = FieldError::invalid("spec.expirationSeconds", seconds, why);
-    Err(Status::invalid("authentication.k8s.io", "TokenRequest", name, &[error]))
+    Err(Status::invalid("authentication.k8s.io", "TokenRequest", "", &[error]))
 }
 
 /// POST of a review.
@@ -252,7 +252,7 @@ pub async fn pod_and_node(ctx: &Ctx<'_>) -> Result<(Value, Arc<Value>), Status> 
     if node.is_empty() {
         return Err(Status::bad_request(format!("pod {} does not have a host assigned", ctx.info.name)));
     }
-    let node = ctx.api.lookup.get("nodes", "", node).ok_or_else(|| Status::not_found("", "nodes", node))?;
+    let node = ctx.api.lookup.get("nodes", "", node).ok_or_else(|| Status::not_found("", "pods", node))?;
     Ok((pod, node))
 }
 

@@ -11,7 +11,7 @@ use apimachinery::field_error::FieldError;
 use apimachinery::patch;
 use apimachinery::schema::TypeId;
 use apimachinery::status::Status;
-use apimachinery::{defaulting, strategy};
+use apimachinery::{defaulting, strategy, validation};
 use bytes::Bytes;
 use http::Response;
 use serde_json::Value;
@@ -21,7 +21,7 @@ use crate::admission::{self, Operation};
 use crate::api::{Ctx, store_error};
 use crate::reply::{self, Body};
 use crate::tables::Include;
-use crate::{escalation, names, negotiate, object, read, resources, validation};
+use crate::{escalation, names, negotiate, object, read, resources};
 
 /// Tries of an update whose transaction loses a race.
 const UPDATE_TRIES_MAX: usize = 10;
@@ -49,7 +49,7 @@ pub fn field_validation(ctx: &Ctx<'_>) -> Result<FieldValidation, Status> {
         Some("Ignore") => Ok(FieldValidation::Ignore),
         Some("Strict") => Ok(FieldValidation::Strict),
         Some(other) => {
-            let error = FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"]);
+            let error = FieldError::not_supported("fieldValidation", other, &["", "Ignore", "Strict", "Warn"]);
             Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]))
         }
     }
@@ -149,7 +149,8 @@ pub async fn create(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status
     let mut object = decode(ctx, body, &ctx.resource.facts.gvk(), &mut warnings)?;
     check_path(ctx, &mut object)?;
     if !object::text(&object, &["metadata", "resourceVersion"]).is_empty() {
-        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+        let message = "resourceVersion should not be set on objects to be created".to_owned();
+        return Err(Status { code: 500, reason: "", message, details: None });
     }
     let stored = create_object(ctx, object, dry_run, &mut warnings).await?;
     span(ctx, &stored, started);
@@ -331,6 +332,9 @@ pub fn prepare_update(ctx: &Ctx<'_>, old: &Value, mut new: Value) -> Result<Step
     let facts = ctx.resource.facts;
     let (uid, old_uid) = (object::text(&new, &["metadata", "uid"]), object::text(old, &["metadata", "uid"]));
     if !uid.is_empty() && uid != old_uid {
+        if ctx.info.verb == "patch" {
+            invalid(ctx, old, &[FieldError::invalid("metadata.uid", uid, "field is immutable")])?;
+        }
         let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
         return Err(Status::conflict(&facts.group, &facts.resource, &ctx.info.name, &why));
     }
@@ -340,8 +344,8 @@ pub fn prepare_update(ctx: &Ctx<'_>, old: &Value, mut new: Value) -> Result<Step
         return Err(Status::modified(&facts.group, &facts.resource, &ctx.info.name));
     }
     if unset && ctx.info.verb == "update" && !resources::updates_unconditionally(facts) {
-        return invalid(ctx, &new, &[FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update")])
-            .map(|()| Step::Put(new));
+        let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+        return Err(Status::invalid(&facts.group, &facts.resource, &ctx.info.name, &[error]));
     }
     let old_metadata = old.get("metadata").cloned().unwrap_or_default();
     let metadata = object::metadata_mut(&mut new).ok_or_else(|| Status::bad_request("the object provided has no metadata"))?;
@@ -360,7 +364,11 @@ pub fn prepare_update(ctx: &Ctx<'_>, old: &Value, mut new: Value) -> Result<Step
         "finalize" => strategy::prepare_finalize(&mut new, old),
         _ => strategy::prepare_update(facts, &mut new, old),
     }
-    invalid(ctx, &new, &validation::update(facts, &new, old))?;
+    let errors = match ctx.info.subresource.as_str() {
+        "status" => validation::update_status(facts, &new, old),
+        _ => validation::update(facts, &new, old),
+    };
+    invalid(ctx, &new, &errors)?;
     admission::validate(&request, Some(&new))?;
     escalation::check(ctx, &new, Some(old))?;
     Ok(if is_released(&new) { Step::Delete(new) } else { Step::Put(new) })
@@ -414,9 +422,6 @@ pub enum Patch {
     Strategic(Value),
 }
 
-/// The media types of patches.
-pub const PATCH_TYPES: &[&str] = &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
-
 impl Patch {
     /// Reads a patch by its media type.
     ///
@@ -427,9 +432,15 @@ impl Patch {
             "application/json-patch+json" => Self::Json,
             "application/merge-patch+json" => Self::Merge,
             "application/strategic-merge-patch+json" => Self::Strategic,
-            _ => return Err(Status::unsupported_media_type(PATCH_TYPES)),
+            _ => {
+                let message = "415: Unsupported Media Type".to_owned();
+                return Err(Status { code: 415, reason: "UnsupportedMediaType", message, details: Some(serde_json::json!({})) });
+            }
         };
-        let value = serde_json::from_slice(body).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+        let value = serde_json::from_slice(body).map_err(|error| match media_type {
+            "application/merge-patch+json" => Status::bad_request("invalid JSON patch"),
+            _ => Status::bad_request(format!("error decoding patch: {error}")),
+        })?;
         Ok(make(value))
     }
 
