@@ -2,8 +2,9 @@
 //!
 //! Needs root, crictl in `$CORACLE_PEERS`, Debian's static busybox, and the shim beside this test (`cargo build -p shim`).
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -156,6 +157,24 @@ impl Node {
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(!output.status.success(), "crictl {args:?} succeeded: {text}");
         text
+    }
+
+    /// With this on its stdin.
+    fn piped(&self, args: &[&str], input: &[u8]) -> Output {
+        let endpoint = format!("unix://{}", self.address());
+        let mut child = Command::new(&self.needs.crictl)
+            .args(["--runtime-endpoint", &endpoint, "--timeout", "30s"])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("crictl runs");
+        // Dropping it ends crictl's stdin.
+        let written = child.stdin.take().expect("piped").write_all(input);
+        let output = child.wait_with_output().expect("crictl ends");
+        written.expect("crictl reads");
+        output
     }
 
     fn file(&self, name: &str, value: &serde_json::Value) -> String {
@@ -344,5 +363,50 @@ fn a_new_server_takes_over() {
         for (number, line) in log.lines().enumerate() {
             assert!(line.ends_with(&format!("stdout F {number}")), "line {number} is {line:?}");
         }
+    });
+}
+
+#[test]
+fn streams() {
+    on_node("streams", |node| {
+        node.ok(&["pull", &node.image()]);
+        let pod = node.pod("a");
+        let id = node.container(&pod, "c", &["sleep", "1000"], |_| {});
+        node.ok(&["start", &id]);
+        for transport in ["spdy", "websocket"] {
+            let exec = |flags: &[&str], command: &[&str], input: &[u8]| {
+                let args = [&["exec", "--transport", transport], flags, &[&id], command].concat();
+                let output = node.piped(&args, input);
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                (output.status.code(), text(&output.stdout), text(&output.stderr))
+            };
+            let big: Vec<u8> = (0..300_000_u32).map(|i| b'a' + u8::try_from(i % 26).expect("small")).collect();
+            let (code, stdout, stderr) = exec(&["-i"], &["cat"], &big);
+            assert_eq!((code, stdout.len(), stdout.as_bytes() == big), (Some(0), big.len(), true), "{transport}: {stderr}");
+            let (code, stdout, stderr) = exec(&[], &["sh", "-c", "echo out; echo err >&2; exit 3"], b"");
+            assert!(
+                code != Some(0) && stdout == "out\n" && stderr.contains("err\n") && stderr.contains('3'),
+                "{transport}: {stdout} {stderr}"
+            );
+            let line = format!(
+                "{} --runtime-endpoint unix://{} exec --transport {transport} -it {id} sh -c 'test -t 1 && echo terminal'",
+                node.needs.crictl.display(),
+                node.address()
+            );
+            // script(1) gives crictl the terminal that it insists on.
+            let output = Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output().expect("script runs");
+            assert!(String::from_utf8_lossy(&output.stdout).contains("terminal\r\n"), "{transport}: {output:?}");
+            let (code, _, stderr) = exec(&[], &["/no/such"], b"");
+            assert!(code != Some(0), "{transport}: {stderr}");
+        }
+        let reads = node.container(&pod, "reads", &["sh", "-c", "read line; echo got $line; cat; echo end"], |config| {
+            config["stdin"] = true.into();
+            config["stdin_once"] = true.into();
+        });
+        node.ok(&["start", &reads]);
+        let attached = node.piped(&["attach", "-i", &reads], b"hello\nmore\n");
+        assert!(attached.status.success(), "{attached:?}");
+        node.wait_for_state(&reads, "CONTAINER_EXITED");
+        assert_eq!(node.ok(&["logs", &reads]), "got hello\nmore\nend");
     });
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role as WsRole, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role as WsRole, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message, Utf8Bytes};
 
 use crate::{CHUNK_BYTES_MAX, Channel, FRAME_BYTES_MAX, Frame, LINGER_SECONDS, Role, StreamError};
 
@@ -98,7 +99,9 @@ where
             Frame::Close(_) => {}
         }
     }
-    match sink.send(Message::Close(None)).await {
+    // client-go takes any other close, also one without a code, for a broken connection.
+    let end = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+    match sink.send(Message::Close(Some(end))).await {
         Ok(()) | Err(WsError::ConnectionClosed | WsError::AlreadyClosed) => Ok(()),
         Err(source) => Err(failed(source)),
     }
