@@ -316,7 +316,13 @@ impl Worker {
             terminal,
             now: Timestamp::now(),
         };
-        status::generate(pod, seen, &inputs, verdict)
+        let mut status = status::generate(pod, seen, &inputs, verdict);
+        if self.admission.is_some() {
+            // No container of a rejected pod was ever to be made: the reason stands alone.
+            status.container_statuses = None;
+            status.init_container_statuses = None;
+        }
+        status
     }
 
     fn publish(&mut self, pod: &Arc<Pod>, status: PodStatus, delete: bool) {
