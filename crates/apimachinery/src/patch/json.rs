@@ -11,6 +11,7 @@ pub const OPERATIONS_MAX: usize = 10_000;
 /// One operation.
 #[derive(Clone, Debug, Deserialize)]
 struct Operation {
+    #[serde(default)]
     op: String,
     #[serde(default)]
     path: Option<String>,
@@ -27,6 +28,11 @@ fn some<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Valu
 
 /// Applies the patch document `patch` to `target`. On an error the target is left half patched: work on a copy.
 pub fn apply(target: &mut Value, patch: Value) -> Result<(), Error> {
+    if !patch.is_array() {
+        let found = if patch.is_object() { "object" } else { "value" };
+        let text = format!("error decoding patch: json: cannot unmarshal {found} into Go value of type []handlers.jsonPatchOp");
+        return Err(Error::Malformed(text));
+    }
     let operations: Vec<Operation> =
         serde_json::from_value(patch).map_err(|error| Error::Malformed(format!("error decoding patch: {error}")))?;
     if operations.len() > OPERATIONS_MAX {
@@ -38,18 +44,13 @@ pub fn apply(target: &mut Value, patch: Value) -> Result<(), Error> {
 
 fn step(target: &mut Value, operation: Operation) -> Result<(), Error> {
     let path = operation.path.ok_or_else(|| unprocessable("missing path"))?;
-    let value = operation.value;
-    let value = || value.ok_or_else(|| unprocessable(&format!("{} operation without value at {path}", operation.op)));
+    // Upstream's library takes an absent value for null.
+    let value = operation.value.unwrap_or(Value::Null);
     let from = || operation.from.clone().ok_or_else(|| unprocessable("missing from"));
     match operation.op.as_str() {
-        "add" => add(target, &path, value()?),
+        "add" => add(target, &path, value),
         "remove" => remove(target, &path).map(drop),
-        "replace" => {
-            let value = value()?;
-            let place = find(target, &path).ok_or_else(|| missing("replace", &path))?;
-            *place = value;
-            Ok(())
-        }
+        "replace" => replace(target, &path, value),
         "move" => {
             let from = from()?;
             let value = remove(target, &from)?;
@@ -61,9 +62,8 @@ fn step(target: &mut Value, operation: Operation) -> Result<(), Error> {
             add(target, &path, value)
         }
         "test" => {
-            let expected = value().unwrap_or(Value::Null);
             let found = find(target, &path).map_or(Value::Null, |found| found.clone());
-            if found == expected { Ok(()) } else { Err(unprocessable(&format!("testing value {path} failed: test failed"))) }
+            if found == value { Ok(()) } else { Err(unprocessable(&format!("testing value {path} failed: test failed"))) }
         }
         other => Err(unprocessable(&format!("Unexpected kind: {other}"))),
     }
@@ -130,6 +130,19 @@ fn add(target: &mut Value, path: &str, value: Value) -> Result<(), Error> {
     Ok(())
 }
 
+/// Replaces a value. A key that a map lacks is added: upstream's library (evanphx/json-patch v4) does so.
+fn replace(target: &mut Value, path: &str, value: Value) -> Result<(), Error> {
+    if let Some(place) = find(target, path) {
+        *place = value;
+        return Ok(());
+    }
+    let (parent, _) = split(path)?;
+    match find(target, parent) {
+        Some(Value::Object(_)) => add(target, path, value),
+        _ => Err(missing("replace", path)),
+    }
+}
+
 fn remove(target: &mut Value, path: &str) -> Result<Value, Error> {
     let (parent, last) = split(path).map_err(|_| missing("remove", path))?;
     let removed = match find(target, parent) {
@@ -170,7 +183,9 @@ mod tests {
         for patch in [
             json!([{"op":"add","path":"/x/y","value":1}]),
             json!([{"op":"remove","path":"/x"}]),
-            json!([{"op":"replace","path":"/x","value":1}]),
+            json!([{"op":"replace","path":"/x/y","value":1}]),
+            json!([{"op":"replace","path":"/l/0","value":1}]),
+            json!([{"path":"/a"}]),
             json!([{"op":"test","path":"/a","value":2}]),
             json!([{"op":"add","path":"/l/5","value":2}]),
             json!([{"op":"jump","path":"/a"}]),
