@@ -130,10 +130,10 @@ pub fn confine(workdir: &Path) -> io::Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
     rustix::mount::mount("tmpfs", workdir, "tmpfs", flags, c"size=4k,mode=555,nr_inodes=2")?;
-    std::env::set_current_dir(workdir)?;
+    rustix::process::chdir(workdir)?;
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
-    std::env::set_current_dir("/")
+    Ok(rustix::process::chdir("/")?)
 }
 
 /// Takes every privilege from this process for good: user and group 65535, no capabilities, no new privileges.

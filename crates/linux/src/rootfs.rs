@@ -113,7 +113,7 @@ fn shorten(options: &[String]) -> io::Result<String> {
     if !common.is_absolute() {
         return Ok(options.join(","));
     }
-    std::env::set_current_dir(&common)?;
+    rustix::process::chdir(&common)?;
     let names: Vec<String> = dirs
         .iter()
         .map(|dir| match dir.strip_prefix(&common) {

@@ -157,6 +157,7 @@ impl Shim {
             self.epoll.wait(self.wait_time(linger), &mut ready)?;
             for event in &ready {
                 if !self.on_ready(*event, &mut calls) {
+                    let _ = std::fs::remove_file(&self.setting.socket);
                     return Ok(());
                 }
             }

@@ -27,6 +27,10 @@ pub fn run(args: &Args) -> Result<(), String> {
     let task: Option<Task> = disk::read(&bundle.join("task.json")).unwrap_or_default();
     let record: Option<Record> = disk::read(&bundle.join(RECORD)).unwrap_or_default();
     let mut errors = Vec::new();
+    let sockets = [task.as_ref().map(|task| &task.socket), record.as_ref().map(|record| &record.socket)];
+    for socket in sockets.into_iter().flatten() {
+        remove_dead_socket(socket);
+    }
     if let Some(record) = &record {
         remove_sandbox(&bundle, record, &mut errors);
     } else if bundle.join("config.json").exists() {
@@ -53,6 +57,14 @@ fn remove_container(args: &Args, bundle: &Path, task: Option<&Task>, errors: &mu
     let rootfs = bundle.join("rootfs");
     if let Err(error) = podns::unmount(&rootfs) {
         errors.push(format!("failed to unmount {}: {error}", rootfs.display()));
+    }
+}
+
+/// A killed shim's socket is of no use to anybody; one that is answered is left alone.
+fn remove_dead_socket(socket: &Path) {
+    let dead = std::os::unix::net::UnixStream::connect(socket).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+    if dead {
+        let _ = std::fs::remove_file(socket);
     }
 }
 

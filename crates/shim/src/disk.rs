@@ -25,6 +25,8 @@ pub struct Task {
     pub id: String,
     /// What runs it.
     pub runtime: Runtime,
+    /// The shim's socket.
+    pub socket: std::path::PathBuf,
     /// The shim has mounted its rootfs.
     pub mounted: bool,
     /// It has a PID namespace of its own.
@@ -137,6 +139,7 @@ impl Shim {
             version: VERSION,
             id: container.id.clone(),
             runtime: container.runtime.clone(),
+            socket: self.setting.socket.clone(),
             mounted: container.mounted,
             own_pid_namespace: container.own_pid_namespace,
             init: process(&container.init),

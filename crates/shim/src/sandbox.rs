@@ -87,6 +87,7 @@ pub(crate) struct Record {
     /// Where the sandbox' bundle is.
     pub(crate) bundle: PathBuf,
     pub(crate) netns: String,
+    pub(crate) socket: PathBuf,
     pub(crate) created_seconds: i64,
     pub(crate) created_nanos: i32,
 }
@@ -290,6 +291,7 @@ impl Shim {
             bundles: self.containers.values().map(|one| one.bundle.display().to_string()).collect(),
             bundle: sandbox.bundle.clone(),
             netns: self.netns.clone(),
+            socket: self.setting.socket.clone(),
             created_seconds: sandbox.created_at.seconds,
             created_nanos: sandbox.created_at.nanos,
         };

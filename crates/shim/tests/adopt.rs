@@ -54,6 +54,26 @@ fn kill_9(shim: &Shim) {
     until("the shim is dead", || gone(pid));
 }
 
+/// All goes on under a successor: exec, stop, start, delete.
+fn goes_on(host: &Host, shim: &Shim) {
+    let out = host.dir.join("out");
+    let read = common::read_fifo(&out);
+    shim.exec("count", "e1", &process("hostname; exit 6"), |request| request.stdout = out.display().to_string()).expect("added");
+    let wait = shim.wait("count", "e1");
+    shim.start("count", "e1").expect("started");
+    assert_eq!(wait.answer::<task::WaitResponse>().expect("an exit").exit_status, 6);
+    assert_eq!(read.join().expect("read"), "adopted\n");
+    let wait = shim.wait("count", "");
+    shim.kill("count", "", 15).expect("killed");
+    assert_eq!(wait.answer::<task::WaitResponse>().expect("an exit").exit_status, 9);
+    shim.start("waiting", "").expect("a created container starts under a successor");
+    until("it has ended", || shim.state("waiting", "").is_ok_and(|state| state.status == 3));
+    assert_eq!(entries(&host.dir.join("waiting.log"), "stdout"), ["never"]);
+    for id in ["count", "brief", "waiting"] {
+        shim.delete(id, "").expect("deleted");
+    }
+}
+
 #[test]
 fn five_deaths_lose_no_line_and_no_exit() {
     if let Some(reason) = cannot_run() {
@@ -101,23 +121,7 @@ fn five_deaths_lose_no_line_and_no_exit() {
             assert_eq!((brief.status, brief.exit_status), (3, 137), "round {round}");
         }
     }
-    // All goes on under the last one: exec, stop, delete.
-    let out = host.dir.join("out");
-    let read = common::read_fifo(&out);
-    shim.exec("count", "e1", &process("hostname; exit 6"), |request| request.stdout = out.display().to_string()).expect("added");
-    let wait = shim.wait("count", "e1");
-    shim.start("count", "e1").expect("started");
-    assert_eq!(wait.answer::<task::WaitResponse>().expect("an exit").exit_status, 6);
-    assert_eq!(read.join().expect("read"), "adopted\n");
-    let wait = shim.wait("count", "");
-    shim.kill("count", "", 15).expect("killed");
-    assert_eq!(wait.answer::<task::WaitResponse>().expect("an exit").exit_status, 9);
-    shim.start("waiting", "").expect("a created container starts under a successor");
-    until("it has ended", || shim.state("waiting", "").is_ok_and(|state| state.status == 3));
-    assert_eq!(entries(&host.dir.join("waiting.log"), "stdout"), ["never"]);
-    for id in ["count", "brief", "waiting"] {
-        shim.delete(id, "").expect("deleted");
-    }
+    goes_on(&host, &shim);
     let out = entries(&log, "stdout");
     let last = out.len() - 1;
     assert_eq!(out[last], format!("end {last}"));

@@ -119,6 +119,15 @@ fn end(host: &Host, shim: &common::Shim) {
     assert!(left.iter().all(|name| name == "pause"), "{left:?}");
 }
 
+/// A program that is not there is an error of Start, and leaves the container alone.
+fn a_missing_program_is_an_error(shim: &common::Shim) {
+    let missing = serde_json::json!({ "args": ["/none"], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
+    shim.exec("c1", "e3", &missing, |_| {}).expect("added");
+    let error = shim.start("c1", "e3").expect_err("no such program");
+    assert!(error.message.contains("exec failed") && error.message.contains("/none"), "{}", error.message);
+    shim.delete("c1", "e3").expect("deleted");
+}
+
 #[test]
 fn execs_with_and_without_a_terminal() {
     need_root!("execs_with_and_without_a_terminal");
@@ -180,12 +189,7 @@ fn execs_with_and_without_a_terminal() {
     assert!(text.contains("42 101") && text.contains("got hello") && text.contains("/dev/pts/"), "{text:?}");
     shim.delete("c1", "e2").expect("deleted");
 
-    // A program that is not there is an error of Start, and leaves the container alone.
-    let missing = serde_json::json!({ "args": ["/none"], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
-    shim.exec("c1", "e3", &missing, |_| {}).expect("added");
-    let error = shim.start("c1", "e3").expect_err("no such program");
-    assert!(error.message.contains("exec failed") && error.message.contains("/none"), "{}", error.message);
-    shim.delete("c1", "e3").expect("deleted");
+    a_missing_program_is_an_error(&shim);
 
     // Execs end with the container, and their exits come before its own.
     shim.exec("c1", "e4", &process("exec sleep 1000"), |_| {}).expect("added");
