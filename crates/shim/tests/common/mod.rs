@@ -56,11 +56,14 @@ pub fn runtime() -> String {
     std::env::var("CORACLE_TEST_RUNTIME").unwrap_or_default()
 }
 
+/// Topics and encoded events, in the order of their coming.
+pub type Events = Vec<(String, Vec<u8>)>;
+
 /// A host of the test's own: mount and network namespaces, a directory, a cgroup. All is checked and removed at its end.
 pub struct Host {
     pub dir: PathBuf,
     pub cgroup: String,
-    pub events: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    pub events: Arc<Mutex<Events>>,
     pub keeper: Option<PathBuf>,
     pub keeper_process: Option<std::process::Child>,
 }
@@ -75,7 +78,7 @@ impl Host {
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(dir.join("s")).expect("directory");
         podns::pin(Kind::Net, &dir.join("netns")).expect("pinned");
-        let events = Arc::new(Mutex::new(Vec::new()));
+        let events = Arc::new(Mutex::new(Events::new()));
         let listener = UnixListener::bind(dir.join("events.sock")).expect("socket");
         let sink = Arc::clone(&events);
         std::thread::spawn(move || take_events(&listener, &sink));
@@ -278,7 +281,7 @@ fn run(command: &mut Command, stdin: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-fn take_events(listener: &UnixListener, events: &Mutex<Vec<(String, Vec<u8>)>>) {
+fn take_events(listener: &UnixListener, events: &Mutex<Events>) {
     while let Ok((mut stream, _)) = listener.accept() {
         while let Some((header, data)) = read_frame(&mut stream) {
             let request = Request::decode(data.as_slice()).expect("a request");
