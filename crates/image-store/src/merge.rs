@@ -1,8 +1,8 @@
 //! A layer that writes through a link of the layers below: "lib/x" where "lib" is a link to "usr/lib".
 //!
 //! The archive does not tell: it names "lib/x" and no "lib". Unpacked by itself it has a directory that would hide the link, and with it all of
-//! "usr/lib". So when the layers below are known, such directories are moved to where the link leads, as containerd, which unpacks on top of the
-//! mounted layers below, has them.
+//! "usr/lib". So when the layers below are known, such directories are moved to where the link leads: what an unpacker
+//! sees that works on top of the mounted layers below. (containerd does so but for overlayfs, where it writes into the upper directory alone.)
 
 use std::ffi::OsStr;
 use std::io;

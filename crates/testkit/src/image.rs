@@ -139,16 +139,26 @@ impl ImageSpec {
             "layers": layers.iter().map(Blob::descriptor).collect::<Vec<_>>(),
         });
         let manifest = Blob { media_type: kinds.manifest.into(), bytes: manifest.to_string().into_bytes() };
+        let mut others = Vec::new();
         let index = self.index.then(|| {
             let mut ours = manifest.descriptor();
             ours["platform"] = json!({"os": "linux", "architecture": self.architecture});
-            let mut other = Blob { media_type: kinds.manifest.into(), bytes: b"{}".to_vec() }.descriptor();
+            others = foreign(kinds);
+            let mut other = others[0].descriptor();
             other["platform"] = json!({"os": "plan9", "architecture": "mips"});
             let index = json!({"schemaVersion": 2, "mediaType": kinds.index, "manifests": [other, ours]});
             Blob { media_type: kinds.index.into(), bytes: index.to_string().into_bytes() }
         });
-        Image { manifest, config, layers, index, diff_ids }
+        Image { manifest, config, layers, index, others, diff_ids }
     }
+}
+
+/// Manifest and configuration of an image for a platform nobody has.
+fn foreign(kinds: &MediaTypes) -> Vec<Blob> {
+    let config = json!({"architecture": "mips", "os": "plan9", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}});
+    let config = Blob { media_type: kinds.config.into(), bytes: config.to_string().into_bytes() };
+    let manifest = json!({"schemaVersion": 2, "mediaType": kinds.manifest, "config": config.descriptor(), "layers": []});
+    vec![Blob { media_type: kinds.manifest.into(), bytes: manifest.to_string().into_bytes() }, config]
 }
 
 struct MediaTypes {
@@ -205,6 +215,8 @@ pub struct Image {
     pub layers: Vec<Blob>,
     /// The index around it, if any.
     pub index: Option<Blob>,
+    /// Blobs of the index' other platform.
+    pub others: Vec<Blob>,
     /// Digests of the layers' archives before packing.
     pub diff_ids: Vec<String>,
 }
@@ -222,7 +234,7 @@ impl Image {
 
     /// All blobs, manifests included.
     pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
-        [&self.manifest, &self.config].into_iter().chain(&self.layers).chain(&self.index)
+        [&self.manifest, &self.config].into_iter().chain(&self.layers).chain(&self.index).chain(&self.others)
     }
 
     /// Writes an OCI image layout into `dir` (made if it is not there), named `name` ("docker.io/library/x:1").

@@ -104,7 +104,8 @@ impl Registry {
     pub fn add(&self, name: &str, tag: &str, image: &Image) -> String {
         let mut state = self.state();
         for blob in image.blobs() {
-            let kind = if blob == &image.manifest || Some(blob) == image.index.as_ref() { "manifests" } else { "blobs" };
+            let is_manifest = ["manifest", "index"].iter().any(|word| blob.media_type.contains(word));
+            let kind = if is_manifest { "manifests" } else { "blobs" };
             state.content.insert(format!("{name}/{kind}/{}", blob.digest()), blob.clone());
         }
         state.content.insert(format!("{name}/manifests/{tag}"), image.top().clone());
