@@ -100,7 +100,7 @@ pub fn create(global: &Global, options: &Options, terminal: Option<OwnedFd>) -> 
     };
     let cgroup = Cgroup::new(&host, &cgroup_path);
     let container = Container::create(&global.root, record)?;
-    let mut making = Making { options, spec: &spec, process, linux, filter, host, cgroup, container, terminal };
+    let mut making = Making { global, options, spec: &spec, process, linux, filter, host, cgroup, container, terminal };
     let lock = making.container.lock()?;
     let result = write_whole(&making.container.dir.join("config.json"), text.as_bytes()).and_then(|()| making.make(lock));
     match result {
@@ -154,6 +154,7 @@ fn cgroup_path(configured: &str, id: &str, host: &Host) -> Result<PathBuf> {
 
 /// A container that is being made.
 struct Making<'a> {
+    global: &'a Global,
     options: &'a Options,
     spec: &'a Spec,
     process: &'a Process,
@@ -277,7 +278,7 @@ impl Making<'_> {
     /// The runtime's side of the process' way to the gate.
     fn attend(&mut self, pid: i32, socket: std::os::fd::BorrowedFd<'_>) -> Result<()> {
         if let Some(adj) = self.process.oom_score_adj {
-            linux::process::set_oom_score_adj(pid, adj)?;
+            crate::process::set_oom_score_adj(self.global, pid, adj)?;
         }
         if validate::find(self.linux, Kind::User).is_some_and(|ns| ns.path.is_empty()) {
             write_mappings(pid, "uid_map", &self.linux.uid_mappings)?;

@@ -63,6 +63,7 @@ pub fn exec(global: &Global, arguments: &Arguments) -> Result<u8> {
         (None, false) => (None, None),
     };
     let joining = Joining {
+        global,
         container: &container,
         process: &process,
         seccomp,
@@ -123,6 +124,7 @@ fn read_process(arguments: &Arguments, spec: &spec::Spec) -> Result<Process> {
 
 /// A process that is being put into a container.
 struct Joining<'a> {
+    global: &'a Global,
     container: &'a Container,
     process: &'a Process,
     seccomp: Option<&'a spec::Seccomp>,
@@ -186,10 +188,10 @@ impl Joining<'_> {
 
     fn attend(&self, pid: i32, socket: BorrowedFd<'_>) -> Result<()> {
         if let Some(adj) = self.process.oom_score_adj {
-            linux::process::set_oom_score_adj(pid, adj)?;
+            process::set_oom_score_adj(self.global, pid, adj)?;
         }
         Message::Go.send(socket, "")?;
-        let failed = |text: String| Err(Error::Refused(text)).during(|| "error during container init".to_owned());
+        let failed = |text: String| Err(Error::Refused(text));
         loop {
             match Message::receive(socket)? {
                 Some((Message::Listener, number)) => {

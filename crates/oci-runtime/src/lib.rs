@@ -87,6 +87,8 @@ fn run(command: &CommandLine) -> Result<u8> {
     if matches!(*verb, "create" | "run" | "exec") {
         let keep: u32 = arguments.number("preserve-fds")?.unwrap_or(0);
         linux::process::close_from(3 + keep, false)?;
+        // Children are born out of the reach of what else runs in a container's PID namespace.
+        linux::process::set_dumpable(false)?;
     }
     match *verb {
         "create" => {

@@ -64,6 +64,10 @@ pub fn kill(global: &Global, arguments: &Arguments) -> Result<()> {
         return Ok(container.cgroup()?.signal_all(signal)?);
     }
     let pidfd = container.pidfd()?;
+    if signal == SIGKILL && !container.record.own_pid_namespace {
+        // Where the first process is not the first of a PID namespace, its death leaves the others behind.
+        return Ok(container.cgroup()?.signal_all(SIGKILL)?);
+    }
     linux::pidfd::send_signal(pidfd.as_fd(), signal).map_err(|e| match e.errno() {
         Some(3) => Error::Refused("container not running".to_owned()),
         _ => e.into(),

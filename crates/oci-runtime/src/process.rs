@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use linux::caps::{Capabilities, Set};
 use linux::process::ExecStrings;
 
+use crate::cli::Global;
 use crate::error::{Context, Result, refuse};
+use crate::log;
 use crate::spec::{self, Process};
 
 /// The capabilities asked for, within what this daemon has (DESIGN.md's closed list): none of any set that the
@@ -146,6 +148,19 @@ pub fn set_attributes(process: &Process, procfs: BorrowedFd<'_>) -> Result<()> {
 }
 
 const O_WRONLY: i32 = 1;
+
+/// Sets the `oom_score_adj` of process `pid`, within what this daemon may: a value that it may not set is raised to the
+/// process' present one, and that is logged (DESIGN.md's closed list).
+///
+/// # Errors
+/// When the kernel refuses it for another reason.
+pub fn set_oom_score_adj(global: &Global, pid: i32, wanted: i32) -> Result<()> {
+    let holds = linux::process::set_oom_score_adj(pid, wanted)?;
+    if holds != wanted {
+        log::write(global, "warning", &format!("oom_score_adj {wanted} is not permitted, {holds} holds"));
+    }
+    Ok(())
+}
 
 /// Applies the resource limits to process `pid` (0: this one).
 ///

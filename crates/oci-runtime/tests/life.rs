@@ -74,7 +74,9 @@ fn exec_adds_processes() {
     let pids: Vec<i32> = serde_json::from_str(&bundle.run(&["ps", "--format", "json", "c"]).ok()).expect("pids");
     assert!(pids.len() == 2 && pids.contains(&pid.parse().expect("digits")), "{pids:?} {pid}");
     let missing = exec_process(&bundle, json!(["nope"]));
-    bundle.run(&["exec", "--process", &missing, "c"]).failed("exec: \"nope\": executable file not found in $PATH");
+    bundle
+        .run(&["exec", "--process", &missing, "c"])
+        .failed("exec failed: unable to start container process: exec: \"nope\": executable file not found in $PATH");
     // Options after the container's name are the command's.
     assert_eq!(bundle.run(&["exec", "--env", "A=b", "--user", "1000:1000", "c", "sh", "-c", "echo $A; id -u"]).ok(), "b\n1000\n");
     bundle.run(&["delete", "--force", "c"]).ok();
