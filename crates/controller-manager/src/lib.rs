@@ -9,14 +9,18 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod aggregation;
 mod claim;
 mod config;
 mod context;
 mod deployment;
 mod discovery;
+mod garbage;
 mod hash;
 mod namespace;
+mod node;
 mod objects;
+mod pod_gc;
 mod replicaset;
 mod root_ca;
 mod service_account;
@@ -39,12 +43,17 @@ const USER_AGENT: &str = concat!("kube-controller-manager/coracle-", env!("CARGO
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// The controllers, by upstream's names.
-pub const CONTROLLERS: [&str; 5] = [
+pub const CONTROLLERS: [&str; 10] = [
     "deployment-controller",
     "replicaset-controller",
     "namespace-controller",
     "serviceaccount-controller",
     "root-ca-certificate-publisher-controller",
+    "garbage-collector-controller",
+    "pod-garbage-collector-controller",
+    "node-lifecycle-controller",
+    "taint-eviction-controller",
+    "clusterrole-aggregation-controller",
 ];
 
 /// Why the manager did not start, or ended.
@@ -150,13 +159,21 @@ async fn lead(config: Config, base: kube::Config, root_ca: Option<String>, cance
     }
 }
 
+/// Registers a controller with the informers; the answer runs it.
+type Start = fn(Arc<Context>) -> Starting;
+
 fn start_all(context: &Arc<Context>, root_ca: Option<String>) -> Vec<Starting> {
     let mut starting: Vec<Starting> = Vec::new();
-    let table: [(&str, fn(Arc<Context>) -> Starting); 4] = [
+    let table: [(&str, Start); 9] = [
         ("deployment-controller", deployment::start),
         ("replicaset-controller", replicaset::start),
         ("namespace-controller", namespace::start),
         ("serviceaccount-controller", service_account::start),
+        ("garbage-collector-controller", garbage::start),
+        ("pod-garbage-collector-controller", pod_gc::start),
+        ("node-lifecycle-controller", node::start),
+        ("taint-eviction-controller", node::start_eviction),
+        ("clusterrole-aggregation-controller", aggregation::start),
     ];
     for (name, start) in table {
         if context.config.enabled(name) {

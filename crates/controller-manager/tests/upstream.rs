@@ -166,6 +166,104 @@ async fn a_namespace_goes_with_all_it_holds() {
         namespaces.get_opt("goes").await.expect("get").is_none().then_some(())
     })
     .await;
-    let _: Api<Node> = Api::all(client);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_is_collected_in_three_ways() {
+    let Some(running) = Running::start("garbage_is_collected_in_three_ways", &[]).await else { return };
+    let client = running.client.clone();
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    let replica_sets: Api<ReplicaSet> = Api::namespaced(client.clone(), "default");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    eventually("default service account", 30, || async { accounts.get_opt("default").await.expect("get") }).await;
+    let counts = || async {
+        let sets = replica_sets.list(&ListParams::default()).await.expect("list").items.len();
+        (sets, pods.list(&ListParams::default()).await.expect("list").items.len())
+    };
+    for policy in [DeleteParams::background(), DeleteParams::foreground()] {
+        deployments.create(&PostParams::default(), &deployment(2, "a:1")).await.expect("create");
+        eventually("two pods", 30, || async { (counts().await == (1, 2)).then_some(()) }).await;
+        deployments.delete("web", &policy).await.expect("delete");
+        eventually(&format!("all gone with {policy:?}"), 60, || async {
+            make_ready(&pods).await;
+            (deployments.get_opt("web").await.expect("get").is_none() && counts().await == (0, 0)).then_some(())
+        })
+        .await;
+    }
+    deployments.create(&PostParams::default(), &deployment(2, "a:1")).await.expect("create");
+    eventually("two pods", 30, || async { (counts().await == (1, 2)).then_some(()) }).await;
+    deployments.delete("web", &DeleteParams::orphan()).await.expect("delete");
+    eventually("the ReplicaSet is let go", 60, || async {
+        let gone = deployments.get_opt("web").await.expect("get").is_none();
+        let sets = replica_sets.list(&ListParams::default()).await.expect("list").items;
+        let free = sets.iter().all(|rs| rs.metadata.owner_references.iter().flatten().next().is_none());
+        (gone && free && sets.len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(counts().await, (1, 2));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_node_is_tainted_and_left() {
+    let flags = ["--node-monitor-grace-period", "3s", "--node-monitor-period", "500ms"];
+    let Some(running) = Running::start("a_silent_node_is_tainted_and_left", &flags).await else { return };
+    let client = running.client.clone();
+    let nodes: Api<Node> = Api::all(client.clone());
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    eventually("default service account", 30, || async { accounts.get_opt("default").await.expect("get") }).await;
+    let beat = |name: &'static str, n: i64| {
+        let nodes = nodes.clone();
+        async move {
+            let time = jiff::Timestamp::from_second(1_700_000_000 + n).expect("time").to_string();
+            let status = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady",
+                "message": "m", "lastHeartbeatTime": time, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+            nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(status)).await.expect("beat");
+        }
+    };
+    for name in ["alive", "silent"] {
+        let node = serde_json::from_value(json!({"metadata": {"name": name}})).expect("node");
+        nodes.create(&PostParams::default(), &node).await.expect("create");
+        beat(name, 0).await;
+    }
+    let taints = |name: &'static str| {
+        let nodes = nodes.clone();
+        async move {
+            let spec = nodes.get(name).await.expect("get").spec.unwrap_or_default();
+            spec.taints.iter().flatten().map(|t| format!("{}:{}", t.key, t.effect)).collect::<Vec<_>>()
+        }
+    };
+    let pod = |name: &str, seconds: Option<i64>| -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"nodeName": "silent",
+            "containers": [{"name": "c", "image": "i"}],
+            "tolerations": [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute",
+                "tolerationSeconds": seconds}]}}))
+        .expect("pod")
+    };
+    pods.create(&PostParams::default(), &pod("leaves", Some(1))).await.expect("create");
+    pods.create(&PostParams::default(), &pod("stays", None)).await.expect("create");
+    make_ready(&pods).await;
+    let mut n = 0;
+    loop {
+        n += 1;
+        assert!(n < 300, "the silent node was not left: {:?}", taints("silent").await);
+        beat("alive", n).await;
+        let pod = pods.get_opt("leaves").await.expect("get");
+        if pod.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(taints("silent").await, ["node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"]);
+    assert_eq!(taints("alive").await, Vec::<String>::new());
+    let stays = pods.get("stays").await.expect("get");
+    assert!(stays.metadata.deletion_timestamp.is_none());
+    let conditions = stays.status.expect("status").conditions.expect("conditions");
+    assert!(conditions.iter().any(|c| c.type_ == "Ready" && c.status == "False"), "{conditions:?}");
+    beat("silent", n).await;
+    eventually("it is back", 20, || async { taints("silent").await.is_empty().then_some(()) }).await;
     running.stop().await;
 }
