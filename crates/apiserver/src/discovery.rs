@@ -38,7 +38,7 @@ fn of_version<'a>(group: &'a str, version: &'a str) -> impl Iterator<Item = &'st
 }
 
 fn wants_aggregated(headers: &HeaderMap) -> bool {
-    clauses(&accept_header(headers)).iter().take_while(|clause| clause.parameter("as") != "").any(|clause| {
+    clauses(&accept_header(headers)).iter().take_while(|clause| !clause.parameter("as").is_empty()).any(|clause| {
         clause.media_type == "application/json"
             && clause.parameter("g") == "apidiscovery.k8s.io"
             && clause.parameter("v") == "v2"

@@ -25,6 +25,7 @@ pub mod config;
 mod delete;
 mod discovery;
 mod escalation;
+mod impersonation;
 mod leases;
 pub mod lookup;
 pub mod names;

@@ -176,7 +176,7 @@ async fn page(ctx: &Ctx<'_>, storage: &Storage) -> Result<Page, Status> {
         Some(revision) => wait_for(ctx, revision).await?,
         None => wait_for(ctx, ctx.api.store.revision().await.map_err(crate::api::store_error)?).await?,
     }
-    Ok(cached_page(ctx, &selectors, &prefix, limit)?)
+    cached_page(ctx, &selectors, &prefix, limit)
 }
 
 /// Checks resourceVersionMatch; whether it is `Exact`.

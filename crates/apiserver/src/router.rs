@@ -19,7 +19,7 @@ use crate::authz::{Attributes, Decision, forbidden};
 use crate::negotiate::{self, Accepted};
 use crate::reply::{self, Body};
 use crate::request::{self, Query, RequestInfo};
-use crate::{delete, discovery, proxy, read, reviews, subresources, watch, write};
+use crate::{delete, discovery, impersonation, proxy, read, reviews, subresources, watch, write};
 
 /// The largest body (upstream's `MaxRequestBodyBytes`).
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -51,6 +51,7 @@ async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, request: Request<Incomin
     let path = request.uri().path().to_owned();
     let mut info = request::parse(request.method(), &path, &query);
     let user = authenticate(api, peer, request.headers(), &path, now)?;
+    let user = impersonation::apply(api, user, request.headers())?;
     let resource = info.is_resource.then(|| api.resources.get(&info.group, &info.version, &info.resource)).flatten();
     let node = selector_facts(resource.map(|resource| resource.facts), &query, &mut info);
     if !HEALTH_PATHS.iter().any(|open| path == *open || path.starts_with(&format!("{open}/"))) {
