@@ -162,8 +162,10 @@ async fn end_keeper(launcher: &Launcher) -> Result<()> {
 /// Makes the state directory and takes it for this process alone.
 fn lock_state(state: &Utf8Path) -> Result<File> {
     let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(0o711);
-    for dir in ["", "sandboxes", "containers", "netns", "s", "oci", "network"] {
+    builder.recursive(true).mode(0o711).create(state).map_err(Error::io("make directory", state))?;
+    // Environments of containers are in there.
+    builder.mode(0o700);
+    for dir in ["sandboxes", "containers", "netns", "s", "oci", "network"] {
         let dir = state.join(dir);
         builder.create(&dir).map_err(Error::io("make directory", dir))?;
     }

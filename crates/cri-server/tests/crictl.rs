@@ -1,6 +1,7 @@
 //! The whole server on a host of its own, driven by the real crictl.
 //!
-//! Needs root, crictl in `$CORACLE_PEERS`, Debian's static busybox, and the shim beside this test (`cargo build -p shim`).
+//! Needs root, crictl in `$CORACLE_PEERS`, Debian's static busybox, and the shim: `$CORACLE_TEST_SHIM`, or in `$CORACLE_BIN`, or beside
+//! this test (`cargo build -p shim`).
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,9 @@ fn needs(test: &str) -> Option<Needs> {
     }
     let Ok(busybox) = std::fs::read("/bin/busybox") else { return skip("no /bin/busybox (Debian's busybox-static)".to_owned()) };
     let test_binary = std::env::current_exe().expect("the test is a file");
-    let shim = test_binary.ancestors().nth(2).expect("target/PROFILE/deps/TEST").join(cri_server::SHIM_NAME);
+    let beside = test_binary.ancestors().nth(2).expect("target/PROFILE/deps/TEST").to_owned();
+    let shim = std::env::var_os("CORACLE_TEST_SHIM")
+        .map_or_else(|| std::env::var_os("CORACLE_BIN").map_or(beside, PathBuf::from).join(cri_server::SHIM_NAME), PathBuf::from);
     if !shim.is_file() {
         return skip(format!("no {}: cargo build -p shim", shim.display()));
     }
@@ -50,7 +53,9 @@ fn needs(test: &str) -> Option<Needs> {
 }
 
 fn busybox_image(busybox: &[u8]) -> Image {
-    let applets = ["sh", "cat", "echo", "sleep", "id", "hostname", "ls", "seq", "grep", "mkdir", "touch", "sync", "dd", "true", "ip"];
+    let applets = [
+        "sh", "cat", "echo", "sleep", "id", "hostname", "ls", "seq", "grep", "mkdir", "touch", "sync", "dd", "true", "ip", "readlink", "ps",
+    ];
     let mut entries = vec![
         Entry::dir("bin"),
         Entry::dir("etc"),
@@ -184,7 +189,11 @@ impl Node {
     }
 
     fn pod(&self, name: &str) -> (String, String) {
-        let config = serde_json::json!({
+        self.pod_with(name, |_| {})
+    }
+
+    fn pod_with(&self, name: &str, change: impl FnOnce(&mut serde_json::Value)) -> (String, String) {
+        let mut config = serde_json::json!({
             "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"), "attempt": 0},
             "hostname": name,
             "log_directory": self.dir.join("logs"),
@@ -193,6 +202,7 @@ impl Node {
             // As a kubelet sends it; crictl's own default is a PID namespace for the whole pod.
             "linux": {"security_context": {"namespace_options": {"pid": 1}}},
         });
+        change(&mut config);
         let file = self.file(&format!("pod-{name}.json"), &config);
         (self.ok(&["runp", &file]), file)
     }
@@ -408,5 +418,162 @@ fn streams() {
         assert!(attached.status.success(), "{attached:?}");
         node.wait_for_state(&reads, "CONTAINER_EXITED");
         assert_eq!(node.ok(&["logs", &reads]), "got hello\nmore\nend");
+    });
+}
+
+/// Pids whose command line has both words.
+fn pids_with(words: [&str; 2]) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").expect("a procfs").flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            words.iter().all(|word| line.contains(word))
+        })
+        .collect()
+}
+
+fn kill_9(pids: &[u32]) {
+    for pid in pids {
+        let done = Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs");
+        assert!(done.success(), "{pid}");
+    }
+}
+
+#[test]
+fn a_killed_shim_is_adopted() {
+    on_node("a_killed_shim_is_adopted", |node| {
+        node.ok(&["pull", &node.image()]);
+        let pod = node.pod("a");
+        let counts = ["sh", "-c", "i=0; while test $i -lt 30; do echo $i; i=$((i+1)); sleep 0.1; done; exit 6"];
+        let id = node.container(&pod, "counts", &counts, |_| {});
+        node.ok(&["start", &id]);
+        let before = node.inspect(&id);
+        let shims = pids_with([&pod.0, "-id"]);
+        assert_eq!(shims.len(), 1, "one shim for a pod");
+        kill_9(&shims);
+        let end = Instant::now() + PATIENCE;
+        while pids_with([&pod.0, "-id"]).iter().all(|pid| shims.contains(pid)) {
+            assert!(Instant::now() < end, "no shim in place of the killed one");
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        let end = Instant::now() + PATIENCE;
+        while !node.crictl(&["exec", "--sync", &id, "true"]).status.success() {
+            assert!(Instant::now() < end, "{:?}", node.crictl(&["exec", "--sync", &id, "true"]));
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        assert_eq!(before["info"]["pid"], node.inspect(&id)["info"]["pid"], "it is the same process");
+        let ended = node.wait_for_state(&id, "CONTAINER_EXITED");
+        assert_eq!(ended["status"]["exitCode"], 6);
+        let log = std::fs::read_to_string(node.dir.join("logs/counts.log")).expect("a log");
+        let lines: Vec<&str> = log.lines().filter_map(|line| line.rsplit(' ').next()).collect();
+        assert_eq!(lines, (0..30).map(|number| number.to_string()).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn what_was_killed_while_nobody_looked() {
+    on_node("what_was_killed_while_nobody_looked", |node| {
+        node.ok(&["pull", &node.image()]);
+        let pod = node.pod("a");
+        let id = node.container(&pod, "c", &["sleep", "1000"], |_| {});
+        let made = node.container(&pod, "made", &["sleep", "1000"], |_| {});
+        node.ok(&["start", &id]);
+        let pid = node.inspect(&id)["info"]["pid"].as_u64().expect("a pid");
+        node.stop();
+        // All at once, as a reboot does it; the records are of this boot all the same.
+        let mut all = pids_with(["keeper", node.dir.as_str()]);
+        all.extend(pids_with([&pod.0, "-id"]));
+        all.push(u32::try_from(pid).expect("a pid"));
+        kill_9(&all);
+        for dir in ["sandboxes", "containers"] {
+            for entry in node.dir.join("state").join(dir).read_dir_utf8().expect("listed").flatten() {
+                let path = entry.path().join("record.json");
+                let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+                record["boot_id"] = "another".into();
+                std::fs::write(&path, record.to_string()).expect("written");
+            }
+        }
+        node.start();
+        let ended = node.inspect(&id);
+        assert_eq!((&ended["status"]["state"], &ended["status"]["exitCode"]), (&"CONTAINER_EXITED".into(), &255.into()));
+        assert_eq!(node.inspect(&made)["status"]["state"], "CONTAINER_CREATED");
+        let inspected: serde_json::Value = serde_json::from_str(&node.ok(&["inspectp", &pod.0])).expect("JSON");
+        assert_eq!(inspected["status"]["state"], "SANDBOX_NOTREADY");
+        assert!(node.fails(&["start", &made]).contains("not ready"));
+        node.ok(&["rm", &id]);
+        node.ok(&["rmp", &pod.0]);
+        assert_eq!(node.ok(&["ps", "-a", "-q"]), "");
+    });
+}
+
+#[test]
+fn a_started_container_costs_at_most_three_fsyncs() {
+    let test = "a_started_container_costs_at_most_three_fsyncs";
+    if Command::new("strace").arg("-V").output().is_err() {
+        eprintln!("SKIPPED: {test}: no strace");
+        return;
+    }
+    on_node(test, |node| {
+        node.ok(&["pull", &node.image()]);
+        node.stop();
+        // From its first thread on: what is attached to later is not followed.
+        let trace = node.dir.join("trace");
+        let calls = "trace=fsync,fdatasync,sync,syncfs,sync_file_range,msync";
+        let pid = std::process::id().to_string();
+        let mut strace =
+            Command::new("strace").args(["-f", "-q", "-e", calls, "-o", trace.as_str(), "-p", &pid]).spawn().expect("strace runs");
+        let end = Instant::now() + PATIENCE;
+        while !std::fs::read_to_string("/proc/self/status").expect("a procfs").contains(&format!("TracerPid:\t{}", strace.id())) {
+            assert!(Instant::now() < end, "strace does not attach");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        let counted = || std::fs::read_to_string(&trace).unwrap_or_default().lines().filter(|line| line.contains("sync")).count();
+        // One that is known, to see that the trace sees.
+        std::fs::File::open(&node.dir).and_then(|dir| dir.sync_all()).expect("synced");
+        node.start();
+        let before = counted();
+        assert!(before > 0, "the trace sees nothing");
+        let pod = node.pod("a");
+        let id = node.container(&pod, "c", &["sleep", "1000"], |_| {});
+        node.ok(&["start", &id]);
+        let after = counted();
+        Command::new("kill").arg(strace.id().to_string()).status().expect("kill runs");
+        strace.wait().expect("it ends");
+        eprintln!("fsyncs from RunPodSandbox to a started container: {}", after - before);
+        assert!(after - before <= 3, "{}", std::fs::read_to_string(&trace).unwrap_or_default());
+    });
+}
+
+#[test]
+fn namespaces_of_the_pod_and_of_the_host() {
+    on_node("namespaces_of_the_pod_and_of_the_host", |node| {
+        node.ok(&["pull", &node.image()]);
+        let link = |id: &str, name: &str| node.ok(&["exec", "--sync", id, "readlink", &format!("/proc/self/ns/{name}")]);
+        let host = |name: &str| std::fs::read_link(format!("/proc/thread-self/ns/{name}")).expect("a link").display().to_string();
+        let on_host = node.pod_with("host", |config| {
+            config["hostname"] = "".into();
+            config["linux"]["security_context"]["namespace_options"] = serde_json::json!({"network": 2, "pid": 2, "ipc": 2});
+        });
+        let id = node.container(&on_host, "host", &["sleep", "1000"], |config| {
+            config["linux"]["security_context"]["namespace_options"] = serde_json::json!({"network": 2, "pid": 2, "ipc": 2});
+        });
+        node.ok(&["start", &id]);
+        for name in ["net", "uts", "ipc", "pid"] {
+            assert_eq!(link(&id, name), host(name), "{name}");
+        }
+        let pod = node.pod("own");
+        let first = node.container(&pod, "first", &["sleep", "1000"], |_| {});
+        let second = node.container(&pod, "second", &["sleep", "1000"], |_| {});
+        node.ok(&["start", &first]);
+        node.ok(&["start", &second]);
+        for name in ["net", "uts", "ipc"] {
+            assert_eq!(link(&first, name), link(&second, name), "{name}");
+            assert_ne!(link(&first, name), host(name), "{name}");
+        }
+        assert_ne!(link(&first, "pid"), link(&second, "pid"));
+        node.ok(&["exec", "--sync", &first, "touch", "/dev/shm/shared"]);
+        assert_eq!(node.ok(&["exec", "--sync", &second, "ls", "/dev/shm"]), "shared");
     });
 }
