@@ -160,10 +160,11 @@ impl<'a> Repository<'a> {
     ) -> Result<(StatusCode, HeaderMap, Incoming), Error> {
         let first: Uri = uri.parse().map_err(|_| Error::BadAnswer { object: object.to_owned(), why: format!("{uri} is no URL") })?;
         let mut uri = first.clone();
+        let accept = if uri.path().contains("/manifests/") { ACCEPT } else { "*/*" };
         for _ in 0..=REDIRECTS_MAX {
             // Credentials are for the registry alone, not for the storage that it points to.
             let own = uri.authority() == first.authority() && uri.scheme() == first.scheme();
-            let mut request = http::Request::builder().method(Method::GET).uri(&uri).header("accept", ACCEPT);
+            let mut request = http::Request::builder().method(Method::GET).uri(&uri).header("accept", accept);
             if let Some(authorization) = authorization.as_ref().filter(|_| own) {
                 request = request.header("authorization", authorization);
             }

@@ -600,3 +600,52 @@ async fn tls_front(address: &str, to: &str, identity: &rcgen::CertifiedKey<rcgen
         }
     })
 }
+
+/// The process that is killed below; a test by itself only in name.
+#[tokio::test(flavor = "multi_thread")]
+async fn puller() {
+    let Ok(task) = std::env::var("CORACLE_TEST_PULL") else { return };
+    let (root, reference) = task.split_once('|').unwrap();
+    let store = open(Path::new(root)).await;
+    let _ = pull(&store, reference).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_is_killed_anywhere_is_begun_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let registry = Registry::start().unwrap();
+    let image = ImageSpec::new()
+        .layer([Entry::file("a", noise(60_000))])
+        .layer([Entry::file("b", noise(200_000)), Entry::file("c", "c")])
+        .layer([Entry::file("d", noise(90_000))])
+        .build();
+    let reference = registry.add("x", "1", &image);
+    for (layer, len) in [(0, 0), (0, 30_000), (1, 100_000), (1, 199_000), (2, 1), (2, 80_000)] {
+        let digest = image.layers[layer].digest();
+        registry.fault(&digest, Fault::Stall(len), 1);
+        let before = registry.count(&digest);
+        let mut puller = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "puller", "--nocapture"])
+            .env("CORACLE_TEST_PULL", format!("{}|{reference}", root.display()))
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // Asked for, and something of it is on disk or on its way; then nothing more comes, and it is killed.
+        while registry.count(&digest) == before {
+            assert!(Instant::now() < deadline && puller.try_wait().unwrap().is_none(), "layer {layer} is never asked for");
+            tokio::task::yield_now().await;
+        }
+        puller.kill().unwrap();
+        puller.wait().unwrap();
+        let store = open(root).await;
+        assert!(store.list().is_empty());
+        assert!(layer_dirs(root).iter().all(|name| name.parse::<u64>().is_ok()), "{:?}", layer_dirs(root));
+        drop(store);
+        // What was committed before the kill stays, and must not be asked for again; so each round begins from nothing.
+        std::fs::remove_dir_all(root.join("layers")).unwrap();
+    }
+    let store = open(root).await;
+    assert_eq!(pull(&store, &reference).await.unwrap().id, image.id());
+}

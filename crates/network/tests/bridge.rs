@@ -295,6 +295,68 @@ fn many_pods_come_and_go_at_once() {
 }
 
 #[test]
+fn a_host_port_of_one_address_is_that_address_alone() {
+    on_own_host(|host| {
+        let network = Network::open(host.config()).unwrap();
+        let gateway = Ipv4Addr::new(10, 85, 0, 1);
+        let mut one = host.pod("one", &[(8080, 80)]);
+        one.port_mappings[0].host_ip = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        network.setup(&one).unwrap();
+        serve(&one.netns_path, 80);
+        network.check("one").unwrap();
+        assert!(ask((Ipv4Addr::LOCALHOST, 8080)).is_ok());
+        assert!(ask((gateway, 8080)).is_err());
+        // The same port of another address is free; of all addresses it is not; of none that exists it is refused.
+        let mut other = host.pod("other", &[(8080, 81)]);
+        assert!(matches!(network.setup(&other), Err(Error::PortTaken { .. })));
+        other.port_mappings[0].host_ip = Some("fd00::1".parse().unwrap());
+        assert!(matches!(network.setup(&other), Err(Error::PortMapping { .. })));
+        other.port_mappings[0].host_ip = Some(IpAddr::V4(gateway));
+        network.setup(&other).unwrap();
+        serve(&other.netns_path, 81);
+        assert!(ask((gateway, 8080)).is_ok());
+        let limit = network::Bandwidth { ingress_bits_per_second: 1, egress_bits_per_second: 0 };
+        let limited = PodNetwork { bandwidth: Some(limit), ..host.pod("limited", &[]) };
+        assert!(matches!(network.setup(&limited), Err(Error::Bandwidth { .. })));
+        let asked = |ip: &str| PodNetwork { requested_ips: vec![ip.into()], ..limited.clone() };
+        for bad in ["10.85.0.1", "10.86.0.9", "10.85.0.2", "x"] {
+            let pod = PodNetwork { bandwidth: None, ..asked(bad) };
+            assert!(matches!(network.setup(&pod), Err(Error::Address { .. })), "{bad}");
+        }
+        let pod = PodNetwork { bandwidth: None, ..asked("10.85.7.9/16") };
+        assert_eq!(v4(&network.setup(&pod).unwrap().ips), Ipv4Addr::new(10, 85, 7, 9));
+        for id in ["one", "other", "limited"] {
+            netns::remove(&host.path().join(id)).unwrap();
+        }
+        network.remove_all().unwrap();
+    });
+}
+
+#[test]
+fn what_a_crash_left_is_deleted_and_what_lives_is_kept() {
+    on_own_host(|host| {
+        let network = Network::open(host.config()).unwrap();
+        let pods = ["lost", "gone", "alive"].map(|id| host.pod(id, &[]));
+        pods.iter().for_each(|pod| drop(network.setup(pod).unwrap()));
+        let veths = || links().iter().filter(|name| name.starts_with("cv")).count();
+        assert_eq!(veths(), 3);
+        drop(network);
+        // One whose record never came to be, though its namespace is held; one whose namespace is gone, though it is on record.
+        std::fs::remove_file(host.path().join("state/sandboxes/lost.json")).unwrap();
+        netns::remove(&pods[1].netns_path).unwrap();
+        until("the veth of the namespace that is gone", || veths() == 2);
+        let network = Network::open(host.config()).unwrap();
+        network.reconcile(&HashSet::from(["alive".to_owned()])).unwrap();
+        assert_eq!((network.sandboxes(), veths()), (vec!["alive".to_owned()], 1));
+        network.check("alive").unwrap();
+        for pod in &pods {
+            netns::remove(&pod.netns_path).unwrap();
+        }
+        network.remove_all().unwrap();
+    });
+}
+
+#[test]
 fn records_cut_off_by_a_crash_are_harmless() {
     on_own_host(|host| {
         let network = Network::open(host.config()).unwrap();
