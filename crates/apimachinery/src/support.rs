@@ -65,6 +65,17 @@ pub fn check(kind: &KindFacts, object: &Value) -> (Vec<FieldError>, Vec<String>)
     (walk.refused, walk.warnings)
 }
 
+/// [`check`] of an update: what the old object has already (from another server) is not refused.
+pub fn check_update(kind: &KindFacts, object: &Value, old: &Value) -> (Vec<FieldError>, Vec<String>) {
+    let (mut refused, mut warnings) = check(kind, object);
+    if !refused.is_empty() || !warnings.is_empty() {
+        let (known, warned) = check(kind, old);
+        refused.retain(|error| !known.contains(error));
+        warnings.retain(|warning| !warned.contains(warning));
+    }
+    (refused, warnings)
+}
+
 #[derive(Default)]
 struct Walk {
     path: Vec<String>,

@@ -11,7 +11,7 @@ use apimachinery::field_error::FieldError;
 use apimachinery::patch;
 use apimachinery::schema::TypeId;
 use apimachinery::status::Status;
-use apimachinery::{defaulting, strategy, validation};
+use apimachinery::{defaulting, strategy, support, validation};
 use bytes::Bytes;
 use http::Response;
 use serde_json::Value;
@@ -206,6 +206,10 @@ async fn create_once(ctx: &Ctx<'_>, mut object: Value, dry_run: bool, warnings: 
     // Admission looks things up in the cache, which must have seen what was acknowledged before this request.
     read::wait_for(ctx, ctx.api.store.revision().await.map_err(store_error)?).await?;
     defaulting::default(facts, &mut object);
+    // No field is ignored in silence: what the system does not carry out is refused or warned of, before admission adds to it.
+    let (refused, warned) = support::check(facts, &object);
+    invalid(ctx, &object, &refused)?;
+    warnings.extend(warned);
     let request = ctx.admission(Operation::Create, &name, None);
     admission::admit(&request, Some(&mut object))?;
     // Admission may have put in objects (volumes, probes) that have defaults of their own.
@@ -357,6 +361,9 @@ pub fn prepare_update(ctx: &Ctx<'_>, old: &Value, mut new: Value) -> Result<Step
         };
     }
     defaulting::default(facts, &mut new);
+    if ctx.info.subresource.is_empty() {
+        invalid(ctx, &new, &support::check_update(facts, &new, old).0)?;
+    }
     let request = ctx.admission(Operation::Update, &ctx.info.name, Some(old));
     admission::admit(&request, Some(&mut new))?;
     match ctx.info.subresource.as_str() {
@@ -390,13 +397,25 @@ fn stored_step(ctx: &Ctx<'_>, step: Step) -> Result<Step, Status> {
     })
 }
 
+/// Warnings of fields that an update sets and the system does not carry out.
+fn field_warnings(ctx: &Ctx<'_>, new: &Value, old: &Value) -> Vec<String> {
+    if ctx.info.subresource.is_empty() { support::check_update(ctx.resource.facts, new, old).1 } else { Vec::new() }
+}
+
 /// PUT of an object, or of its status or finalizers.
 pub async fn update(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
     let dry_run = ctx.dry_run()?;
     let mut warnings = Vec::new();
     let mut object = decode(ctx, body, &ctx.resource.facts.gvk(), &mut warnings)?;
     check_path(ctx, &mut object)?;
-    let outcome = guaranteed_update(ctx, dry_run, |old| stored_step(ctx, prepare_update(ctx, &as_seen(ctx, old), object.clone())?)).await;
+    let mut warned = Vec::new();
+    let outcome = guaranteed_update(ctx, dry_run, |old| {
+        let old = as_seen(ctx, old);
+        warned = field_warnings(ctx, &object, &old);
+        stored_step(ctx, prepare_update(ctx, &old, object.clone())?)
+    })
+    .await;
+    warnings.extend(warned);
     let creates = ctx.info.subresource.is_empty() && resources::creates_on_update(ctx.resource.facts);
     match outcome {
         Err(status) if status.reason == "NotFound" && creates => {
@@ -477,13 +496,14 @@ pub async fn patch(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status>
                 return Err(Status::invalid("", "", "", &[FieldError::invalid("patch", text.as_ref(), why)]));
             }
             FieldValidation::Warn => warnings = unknown,
-            _ => {}
+            _ => warnings.clear(),
         }
         codec::refit(facts.type_id, &mut new, &text)?;
         for field in ["apiVersion", "kind"] {
             new[field] = old[field].clone();
         }
         check_path(ctx, &mut new)?;
+        warnings.extend(field_warnings(ctx, &new, &old));
         stored_step(ctx, prepare_update(ctx, &old, new)?)
     })
     .await?;
