@@ -310,7 +310,8 @@ impl Shim {
         sandbox.stage = Stage::Ready;
         self.write_sandbox();
         let sandbox = self.sandbox(id)?;
-        now(&StartSandboxResponse { pid: sandbox.pid(), created_at: Some(sandbox.created_at), spec: None })
+        let spec = Some(sandbox.spec(&self.netns));
+        now(&StartSandboxResponse { pid: sandbox.pid(), created_at: Some(sandbox.created_at), spec })
     }
 
     fn platform(&self, request: &PlatformRequest) -> Now {
@@ -521,6 +522,28 @@ impl Sandbox {
             stopping: Vec::new(),
             shutting_down: false,
         }
+    }
+
+    /// The sandbox as an OCI spec (containerd keeps it, and complains of a missing one at each event).
+    fn spec(&self, netns: &str) -> prost_types::Any {
+        let pin = |kind: Kind| self.bundle.join(PINS).join(kind.file()).display().to_string();
+        let namespaces: Vec<_> =
+            [(self.plan.net, "network", netns.to_owned()), (self.plan.ipc, "ipc", pin(Kind::Ipc)), (self.plan.uts, "uts", pin(Kind::Uts))]
+                .into_iter()
+                .filter(|(own, _, _)| *own)
+                .map(|(_, kind, path)| serde_json::json!({ "type": kind, "path": path }))
+                .collect();
+        let spec = serde_json::json!({
+            "ociVersion": "1.0.2",
+            "hostname": self.plan.hostname,
+            "linux": {
+                "namespaces": namespaces,
+                "sysctl": self.plan.sysctls,
+                "cgroupsPath": self.plan.cgroup_parent,
+            },
+        });
+        let type_url = "types.containerd.io/opencontainers/runtime-spec/1/Spec".to_owned();
+        prost_types::Any { type_url, value: spec.to_string().into_bytes() }
     }
 
     /// A process inside the pod's namespaces.

@@ -60,7 +60,9 @@ impl Shim {
         // A reader is held until the container has its own, so that the writing end can be opened.
         process.guards.push(pipes::open_fifo(&path, Access::Read).map_err(said)?);
         let writer = pipes::open_fifo(&path, Access::Write).map_err(said)?;
-        self.keep(&path, &writer);
+        if process.exec_id.is_empty() {
+            self.keep(&path, &writer);
+        }
         self.join_stdin(process, writer)?;
         Ok(Some(path))
     }
@@ -90,8 +92,11 @@ impl Shim {
         let path = bundle.join(process.file(name));
         pipes::make_fifo(&path, 0o600).map_err(|error| failed("make", &path, &error))?;
         let reader = pipes::open_fifo(&path, Access::Read).map_err(|error| failed("open", &path, &error))?;
-        // The keeper's end keeps what is unread when shim and container end one after the other.
-        self.keep(&path, &reader);
+        // The keeper's end keeps what is unread when shim and container end one after the other. (An exec's output goes to
+        // a client's FIFO, and a client that outlives both is rare: its descriptors are not worth two calls for each exec.)
+        if process.exec_id.is_empty() {
+            self.keep(&path, &reader);
+        }
         let id = self.join_output(reader, false, sink, name, log)?;
         process.outputs.extend(id);
         Ok(path)
@@ -140,7 +145,9 @@ impl Shim {
         let mut name = [0u8; 4096];
         let (_, mut descriptors) = linux::scm::receive(&socket, &mut name).map_err(said)?;
         let master = descriptors.pop().ok_or_else(|| said(std::io::ErrorKind::UnexpectedEof.into()))?;
-        self.keep(&bundle.join(process.file("master")), &master);
+        if process.exec_id.is_empty() {
+            self.keep(&bundle.join(process.file("master")), &master);
+        }
         self.join_terminal(process, master, log)
     }
 

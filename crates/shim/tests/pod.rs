@@ -348,3 +348,44 @@ fn wrong_requests_change_nothing() {
     assert_eq!(error.code, code::INVALID_ARGUMENT);
     end(&host, &shim);
 }
+
+#[test]
+fn a_slow_hook_delays_no_neighbour_and_long_lines_are_split() {
+    need_root!("a_slow_hook_delays_no_neighbour_and_long_lines_are_split");
+    let host = Host::new("slow");
+    let shim = host.start("pod6");
+    shim.create_sandbox(&host, &config()).expect("created");
+    let start = sandbox::StartSandboxRequest { sandbox_id: "pod6".into() };
+    let started: sandbox::StartSandboxResponse = shim.sandbox("StartSandbox", &start).expect("started");
+    assert!(started.spec.is_some_and(|spec| spec.type_url.ends_with("/Spec")));
+    let slow = host.bundle("slow", "exec sleep 1000", |config| {
+        join(started.pid)(config);
+        config["hooks"] = serde_json::json!({ "poststart": [{ "path": "/bin/sleep", "args": ["sleep", "3"] }] });
+    });
+    shim.create(&host, "slow", &slow, |_| {}).expect("created");
+    let request = task::StartRequest { id: "slow".into(), exec_id: String::new() };
+    let starting = shim.send(task::SERVICE, "Start", &request);
+    let begun = std::time::Instant::now();
+    // One byte at a time and no end of line: nothing is told before an entry is full, and nothing gets stuck.
+    let script = "dd if=/dev/zero bs=1 count=40000 status=none; exec sleep 1000";
+    let bundle = host.bundle("quick", script, join(started.pid));
+    let log = host.dir.join("quick.log");
+    shim.create(&host, "quick", &bundle, log_to(&log)).expect("created");
+    shim.start("quick", "").expect("started");
+    until("two entries are full", || entries(&log, "stdout").len() == 2);
+    assert!(entries(&log, "stdout").iter().all(|entry| entry.len() == 16384));
+    shim.exec("quick", "e1", &process("exit 2"), |_| {}).expect("added");
+    let wait = shim.wait("quick", "e1");
+    shim.start("quick", "e1").expect("started");
+    assert_eq!(wait.answer::<task::WaitResponse>().expect("an exit").exit_status, 2);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(3), "the neighbour waited for the hook");
+    starting.answer::<task::StartResponse>().expect("started");
+    for id in ["slow", "quick"] {
+        let wait = shim.wait(id, "");
+        shim.kill(id, "", 9).expect("killed");
+        wait.answer::<task::WaitResponse>().expect("an exit");
+        shim.delete(id, "").expect("deleted");
+    }
+    assert_eq!(entries(&log, "stdout").iter().map(String::len).sum::<usize>(), 40000);
+    end(&host, &shim);
+}
