@@ -8,6 +8,7 @@
 pub mod cluster;
 pub mod images;
 pub mod script;
+pub mod servers;
 
 use std::path::PathBuf;
 

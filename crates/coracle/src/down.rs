@@ -1,0 +1,150 @@
+//! `coracle down`: ends what runs and removes everything that `up` made, in the reverse order. Each step is tried, whatever
+//! became of the one before it, and every failure is told.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::components;
+use crate::progress::Progress;
+use crate::settings::{self, Lock, LockOutcome, Settings};
+
+/// The signal that asks an `up` to stop.
+const SIGTERM: i32 = 15;
+/// How long a running `up` may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Removes the Coracle whose data are in `data_dir`.
+pub async fn run(data_dir: &Utf8Path) -> Result<()> {
+    let Some(settings) = Settings::load(data_dir)? else {
+        bail!("--data-dir: there is no Coracle in {data_dir}");
+    };
+    let progress = Progress::new();
+    let _lock = stop(data_dir, &progress).await?;
+
+    progress.working("pods, network and keeper");
+    let mut failures = Vec::new();
+    if let Err(error) = cri_server::down(components::cri(&settings)?).await {
+        failures.push(anyhow::Error::from(error).context("failed to remove pods"));
+    }
+    progress.done("pods, network and keeper removed");
+
+    progress.working("volumes, cgroups and data");
+    let steps = [
+        unmount_below(&settings.data_dir),
+        unmount_below(&settings.state_dir),
+        remove_cgroups(&settings.cgroup_root),
+        remove_logs(&settings),
+    ];
+    failures.extend(steps.into_iter().filter_map(Result::err));
+    // The data go last, and only when nothing points into them any more: else a second `down` could not try again.
+    if failures.is_empty() {
+        failures.extend(remove_tree(&settings.state_dir).err());
+        failures.extend(remove_tree(&settings.data_dir).err());
+    }
+    progress.finish();
+    match failures.len() {
+        0 => {
+            progress.done("volumes, cgroups and data removed");
+            Ok(())
+        }
+        count => {
+            for failure in &failures {
+                eprintln!("coracle: {failure:#}");
+            }
+            bail!("{count} steps failed; run `coracle down --data-dir {data_dir}` again when their causes are gone")
+        }
+    }
+}
+
+/// Takes the lock; an `up` that holds it is asked to stop.
+async fn stop(data_dir: &Utf8Path, progress: &Progress) -> Result<Lock> {
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    let mut asked = None;
+    loop {
+        match settings::lock(data_dir)? {
+            LockOutcome::Taken(lock) => return Ok(lock),
+            LockOutcome::HeldBy(pid) if asked != Some(pid) => {
+                progress.working(&format!("process {pid} to stop"));
+                linux::process::kill(i32::try_from(pid).unwrap_or(0), SIGTERM).with_context(|| format!("failed to stop process {pid}"))?;
+                asked = Some(pid);
+            }
+            LockOutcome::HeldBy(pid) if Instant::now() > deadline => {
+                bail!("process {pid} did not stop within {} s", STOP_TIMEOUT.as_secs())
+            }
+            LockOutcome::HeldBy(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// Unmounts everything below a directory, the deepest first.
+fn unmount_below(directory: &Utf8Path) -> Result<()> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").context("failed to read /proc/self/mountinfo")?;
+    let mut points: Vec<Utf8PathBuf> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| Utf8PathBuf::from(point.replace("\\040", " ")))
+        .filter(|point| point.starts_with(directory) && point != directory)
+        .collect();
+    points.reverse();
+    for point in points {
+        linux::mount::unmount(point.as_std_path(), true).with_context(|| format!("failed to unmount {point}"))?;
+    }
+    Ok(())
+}
+
+/// Removes the kubelet's groups in every hierarchy; with a root of its own, the root too.
+fn remove_cgroups(cgroup_root: &str) -> Result<()> {
+    let root = cgroup_root.trim_matches('/');
+    let group = if root.is_empty() { "kubepods".to_owned() } else { root.to_owned() };
+    for hierarchy in hierarchies()? {
+        let path = hierarchy.join(&group);
+        if path.exists() {
+            remove_cgroup_tree(&path).with_context(|| format!("failed to remove the cgroup {path}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn hierarchies() -> Result<Vec<Utf8PathBuf>> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").context("failed to read /proc/self/mountinfo")?;
+    let cgroup = |line: &&str| line.split(" - ").nth(1).is_some_and(|tail| tail.starts_with("cgroup"));
+    Ok(table.lines().filter(cgroup).filter_map(|line| line.split(' ').nth(4)).map(Utf8PathBuf::from).collect())
+}
+
+fn remove_cgroup_tree(path: &Utf8Path) -> std::io::Result<()> {
+    for entry in path.read_dir_utf8()? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_cgroup_tree(entry.path())?;
+        }
+    }
+    std::fs::remove_dir(path)
+}
+
+/// Removes the logs of this Coracle's pods: the directory may be another kubelet's as well, so only those that end in the UID
+/// of a pod that our kubelet knew.
+fn remove_logs(settings: &Settings) -> Result<()> {
+    let names = |path: &Utf8Path| -> Result<Vec<String>> {
+        match path.read_dir_utf8() {
+            Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_owned())).collect(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error).with_context(|| format!("failed to list {path}")),
+        }
+    };
+    let uids = names(&settings.data_dir.join("kubelet").join("pods"))?;
+    for log in names(&settings.pod_log_dir)? {
+        if log.rsplit_once('_').is_some_and(|(_, uid)| uids.iter().any(|known| known == uid)) {
+            remove_tree(&settings.pod_log_dir.join(log))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_tree(path: &Utf8Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("failed to remove {path}")),
+        _ => Ok(()),
+    }
+}

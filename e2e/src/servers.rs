@@ -1,0 +1,208 @@
+//! Two API servers side by side, ours and the real one, with one set of keys; and a client that asks either.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+
+use crate::{ours, peer};
+
+/// How long a server may take to be ready.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A running server; ended when dropped.
+pub struct Server {
+    name: &'static str,
+    port: u16,
+    processes: Vec<Child>,
+    keys: PathBuf,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for process in self.processes.iter_mut().rev() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// Makes the keys of both servers in `folder`. The client is in `system:masters`, which both know.
+pub fn make_keys(folder: &Path) -> Result<()> {
+    let write = |name: &str, text: String| fs::write(folder.join(name), text).with_context(|| format!("failed to write {name}"));
+    let ca_key = KeyPair::generate()?;
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.distinguished_name.push(DnType::CommonName, "ca");
+    write("ca.crt", ca.self_signed(&ca_key)?.pem())?;
+    let issuer = Issuer::new(ca, ca_key);
+    for (name, organization) in [("server", None), ("client", Some("system:masters"))] {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        match organization {
+            Some(organization) => params.distinguished_name.push(DnType::OrganizationName, organization),
+            None => params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into())),
+        }
+        let usage = if organization.is_some() { ExtendedKeyUsagePurpose::ClientAuth } else { ExtendedKeyUsagePurpose::ServerAuth };
+        params.extended_key_usages = vec![usage];
+        write(&format!("{name}.crt"), params.signed_by(&key, &issuer)?.pem())?;
+        write(&format!("{name}.key"), key.serialize_pem())?;
+    }
+    let account = KeyPair::generate()?;
+    write("sa.key", account.serialize_pem())?;
+    write("sa.pub", account.public_key_pem())
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).context("failed to find a free port")?.port())
+}
+
+fn spawn(folder: &Path, name: &str, program: &Path, arguments: &[String]) -> Result<Child> {
+    let log = File::create(folder.join(format!("{name}.log"))).context("failed to create a log")?;
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.spawn().with_context(|| format!("failed to run {}", program.display()))
+}
+
+fn common_flags(folder: &Path, port: u16) -> Vec<String> {
+    let file = |name: &str| folder.join(name).display().to_string();
+    vec![
+        "--bind-address=127.0.0.1".to_owned(),
+        "--advertise-address=192.0.2.1".to_owned(),
+        format!("--secure-port={port}"),
+        format!("--client-ca-file={}", file("ca.crt")),
+        format!("--tls-cert-file={}", file("server.crt")),
+        format!("--tls-private-key-file={}", file("server.key")),
+        "--service-account-issuer=https://issuer.test".to_owned(),
+        format!("--service-account-key-file={}", file("sa.pub")),
+        format!("--service-account-signing-key-file={}", file("sa.key")),
+        "--service-cluster-ip-range=10.96.0.0/24".to_owned(),
+    ]
+}
+
+/// Starts `coracle apiserver`.
+pub fn start_ours(folder: &Path) -> Result<Server> {
+    let port = free_port()?;
+    let mut flags = vec!["apiserver".to_owned(), format!("--data-dir={}", folder.join("store").display())];
+    flags.extend(common_flags(folder, port));
+    let process = spawn(folder, "coracle", &ours("coracle")?, &flags)?;
+    Server { name: "coracle", port, processes: vec![process], keys: folder.to_owned() }.wait()
+}
+
+/// Starts etcd and kube-apiserver; `None` where they could not be built.
+pub fn start_real(folder: &Path) -> Result<Option<Server>> {
+    let (Some(etcd), Some(apiserver)) = (peer("etcd"), peer("kube-apiserver")) else { return Ok(None) };
+    let (client, internal, port) = (free_port()?, free_port()?, free_port()?);
+    let config = format!(
+        "name: default\ndata-dir: {}\nlisten-client-urls: http://127.0.0.1:{client}\nadvertise-client-urls: http://127.0.0.1:{client}\n\
+         listen-peer-urls: http://127.0.0.1:{internal}\ninitial-advertise-peer-urls: http://127.0.0.1:{internal}\n\
+         initial-cluster: default=http://127.0.0.1:{internal}\n",
+        folder.join("etcd").display()
+    );
+    fs::write(folder.join("etcd.yaml"), config).context("failed to write etcd's configuration")?;
+    let mut processes = vec![spawn(folder, "etcd", &etcd, &["--config-file=etcd.yaml".to_owned()])?];
+    let mut flags = common_flags(folder, port);
+    flags.extend([
+        format!("--etcd-servers=http://127.0.0.1:{client}"),
+        "--authorization-mode=Node,RBAC".to_owned(),
+        "--enable-admission-plugins=NodeRestriction".to_owned(),
+        "--endpoint-reconciler-type=none".to_owned(),
+    ]);
+    processes.push(spawn(folder, "kube-apiserver", &apiserver, &flags)?);
+    Server { name: "kube-apiserver", port, processes, keys: folder.to_owned() }.wait().map(Some)
+}
+
+/// A request, as data.
+#[derive(Clone, Debug, Default)]
+pub struct Request<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// Path and query.
+    pub path: &'a str,
+    /// Further headers, `Name: value`.
+    pub headers: Vec<String>,
+    /// The body.
+    pub body: Vec<u8>,
+    /// After how many seconds the client stops listening (watches).
+    pub seconds: Option<u32>,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The value of Content-Type.
+    pub content_type: String,
+    /// Values of Warning headers.
+    pub warnings: Vec<String>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Server {
+    fn wait(mut self) -> Result<Server> {
+        let deadline = Instant::now() + TIMEOUT;
+        let request = Request { method: "GET", path: "/readyz", ..Request::default() };
+        loop {
+            if self.ask(&request).is_ok_and(|answer| answer.status == 200) {
+                return Ok(self);
+            }
+            let ended = self.processes.iter_mut().any(|process| process.try_wait().is_ok_and(|status| status.is_some()));
+            if ended || Instant::now() > deadline {
+                let log = fs::read_to_string(self.keys.join(format!("{}.log", self.name))).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                bail!("{} did not become ready:\n{}", self.name, lines[lines.len().saturating_sub(30)..].join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Asks, with the client's certificate.
+    pub fn ask(&self, request: &Request) -> Result<Answer> {
+        let file = |name: &str| self.keys.join(name);
+        let body = file("body");
+        fs::write(&body, &request.body).context("failed to write the body")?;
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--dump-header", "-", "--request", request.method]);
+        curl.arg("--cacert").arg(file("ca.crt")).arg("--cert").arg(file("client.crt")).arg("--key").arg(file("client.key"));
+        for header in &request.headers {
+            curl.args(["--header", header]);
+        }
+        if !request.body.is_empty() {
+            curl.arg("--data-binary").arg(format!("@{}", body.display()));
+        }
+        curl.args(["--max-time", &request.seconds.unwrap_or(30).to_string()]);
+        let output = curl.arg(format!("https://127.0.0.1:{}{}", self.port, request.path)).output().context("failed to run curl")?;
+        // 28: the time is up, which is how a watch is ended.
+        let ended = output.status.code();
+        if ended != Some(0) && !(request.seconds.is_some() && ended == Some(28)) {
+            bail!("curl ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        parse(&output.stdout)
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Answer> {
+    let mut rest = bytes;
+    loop {
+        let end = rest.windows(4).position(|window| window == b"\r\n\r\n").context("the answer has no head")?;
+        let head = String::from_utf8_lossy(&rest[..end]).into_owned();
+        rest = &rest[end + 4..];
+        let status: u16 = head.split_whitespace().nth(1).and_then(|status| status.parse().ok()).context("the answer has no status")?;
+        if status == 100 {
+            continue;
+        }
+        let values = |wanted: &str| -> Vec<String> {
+            let fields = head.lines().filter_map(|line| line.split_once(':'));
+            fields.filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim().to_owned()).collect()
+        };
+        let content_type = values("content-type").into_iter().next().unwrap_or_default();
+        return Ok(Answer { status, content_type, warnings: values("warning"), body: rest.to_vec() });
+    }
+}
