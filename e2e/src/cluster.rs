@@ -58,7 +58,7 @@ impl Cluster {
         for (flag, name) in [("--state-dir", "run"), ("--pod-log-dir", "logs"), ("--cni-conf-dir", "cni"), ("--cni-bin-dir", "cni")] {
             command.arg(flag).arg(self.folder.join(name));
         }
-        command.args(["--cgroup-root", &self.cgroup_root, "--log", "info"]);
+        command.args(["--cgroup-root", &self.cgroup_root, "--log", "info,kube_client=off,coracle::span=off"]);
         self.up = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("failed to run coracle up")?);
         let deadline = Instant::now() + TIMEOUT;
         while !fs::read_to_string(self.log())?.contains("Coracle is up") {

@@ -88,7 +88,8 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Up(settings) => Some(settings.spans()),
         _ => None,
     };
-    let default = if spans.is_some() { "warn" } else { "info" };
+    // kube logs every answer that is no success as an error, also those that its caller expects.
+    let default = if spans.is_some() { "warn,kube_client=off" } else { "info,kube_client=off" };
     let filter = EnvFilter::try_new(cli.log.as_deref().unwrap_or(default)).context("--log: bad filter")?;
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter);
     tracing_subscriber::registry().with(stderr).with(spans.map(trace::SpanLayer::new)).init();
