@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::netlink::{Attrs, Batch, Error, F_ACK, F_CREATE, F_DUMP, F_EXCL, Family, Socket, trim_nul};
+use crate::netlink::{Attrs, Batch, Error, F_ACK, F_CREATE, F_DUMP, F_EXCL, F_REPLACE, Family, Socket, trim_nul};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -11,6 +11,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWQDISC: u16 = 36;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -32,6 +33,14 @@ const VETH_INFO_PEER: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
+
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_TBF_PARMS: u16 = 1;
+const TCA_TBF_RATE64: u16 = 4;
+const TCA_TBF_BURST: u16 = 6;
+const TC_H_ROOT: u32 = u32::MAX;
+const TC_LINKLAYER_ETHERNET: u8 = 1;
 
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
@@ -240,6 +249,35 @@ impl Route {
     pub fn add_address(&mut self, index: u32, address: Ipv4Addr, prefix_len: u8) -> Result<(), Error> {
         let mut batch = Batch::new();
         put_address(&mut batch, index, address, prefix_len);
+        self.0.transact(batch)
+    }
+
+    /// Limits what link `index` sends, in bits per second, by a token bucket: bursts of 50 ms (at least 64 KiB), a queue of 25 ms behind it.
+    ///
+    /// # Errors
+    /// [`Error::is_not_found`] when the kernel has no token bucket filter.
+    pub fn limit_rate(&mut self, index: u32, bits_per_second: u64) -> Result<(), Error> {
+        let rate = (bits_per_second / 8).max(1);
+        let burst = u32::try_from(rate / 20).unwrap_or(u32::MAX / 2).clamp(64 * 1024, u32::MAX / 2);
+        let limit = u32::try_from(rate / 40).unwrap_or(u32::MAX / 2).min(u32::MAX / 2) + burst;
+        let mut header = vec![0u8; 4];
+        header.extend_from_slice(&index.to_ne_bytes());
+        for word in [1u32 << 16, TC_H_ROOT, 0] {
+            header.extend_from_slice(&word.to_ne_bytes());
+        }
+        // struct tc_tbf_qopt: two tc_ratespec of 12 bytes (the second for a peak rate), limit, buffer (by TCA_TBF_BURST), mtu.
+        let mut parameters = vec![0u8; 36];
+        parameters[1] = TC_LINKLAYER_ETHERNET;
+        parameters[8..12].copy_from_slice(&u32::try_from(rate).unwrap_or(u32::MAX).to_ne_bytes());
+        parameters[24..28].copy_from_slice(&limit.to_ne_bytes());
+        let mut batch = Batch::new();
+        batch
+            .begin(RTM_NEWQDISC, F_ACK | F_CREATE | F_REPLACE, format!("limit the rate of link {index}"))
+            .put(&header)
+            .attr_str(TCA_KIND, "tbf")
+            .nest(TCA_OPTIONS, |b| {
+                b.attr(TCA_TBF_PARMS, &parameters).attr_u32(TCA_TBF_BURST, burst).attr(TCA_TBF_RATE64, &rate.to_ne_bytes());
+            });
         self.0.transact(batch)
     }
 

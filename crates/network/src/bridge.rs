@@ -184,12 +184,22 @@ pub(crate) fn attach(config: &Config, master: u32, pod: &PodNetwork, address: Ip
         }
         other => other.map_err(kernel(act()))?,
     }
+    let limit = pod.bandwidth.unwrap_or_default();
+    if limit.ingress_bits_per_second != 0 {
+        // What this end sends is what the pod receives.
+        let link = route.link(&name).map_err(kernel(act()))?;
+        let missing = || Error::InterfaceMissing { interface: name.clone(), sandbox_id: pod.sandbox_id.clone() };
+        route.limit_rate(link.ok_or_else(missing)?.index, limit.ingress_bits_per_second).map_err(kernel(act()))?;
+    }
     let cidr = config.pod_cidr;
     let configure = || -> Result<Option<()>, linux::netlink::Error> {
         let mut route = Route::open()?;
         let Some(link) = route.link(INTERFACE)? else {
             return Ok(None);
         };
+        if limit.egress_bits_per_second != 0 {
+            route.limit_rate(link.index, limit.egress_bits_per_second)?;
+        }
         route.configure_pod(link.index, address, cidr.prefix_len, cidr.gateway()).map(Some)
     };
     in_pod(pod.netns_path.as_path(), &pod.sandbox_id, configure)?

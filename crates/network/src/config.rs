@@ -170,6 +170,47 @@ pub struct Bandwidth {
     pub egress_bits_per_second: u64,
 }
 
+impl Bandwidth {
+    /// The limits that a pod's annotations ask for (kubernetes.io/ingress-bandwidth and egress-bandwidth), if they do.
+    ///
+    /// # Errors
+    /// [`Error::Name`] for a value that is no quantity from 1k to 1P, the range that the kubelet and containerd take.
+    pub fn from_annotations(annotations: &std::collections::BTreeMap<String, String>) -> Result<Option<Self>, Error> {
+        let read =
+            |field: &'static str| match annotations.get(field) {
+                None => Ok(0),
+                Some(value) => parse_quantity(value)
+                    .filter(|bits| (1_000..=1_000_000_000_000_000).contains(bits))
+                    .ok_or_else(|| Error::Name { field, value: value.clone(), why: "expected bits per second from 1k to 1P, such as 10M" }),
+            };
+        let found = Self {
+            ingress_bits_per_second: read("kubernetes.io/ingress-bandwidth")?,
+            egress_bits_per_second: read("kubernetes.io/egress-bandwidth")?,
+        };
+        Ok((found != Self::default()).then_some(found))
+    }
+}
+
+/// A decimal number with an SI or binary suffix, rounded down to an integer.
+fn parse_quantity(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let factor = match suffix {
+        "" => 1.0,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "Ki" => 1024.0,
+        "Mi" => 1_048_576.0,
+        "Gi" => 1_073_741_824.0,
+        "Ti" => 1_099_511_627_776.0,
+        _ => return None,
+    };
+    number.parse::<f64>().ok().map(|n| (n * factor) as u64)
+}
+
 /// The network that one pod sandbox asks for.
 #[derive(Debug, Clone, Default)]
 pub struct PodNetwork {
@@ -185,13 +226,13 @@ pub struct PodNetwork {
     pub netns_path: Utf8PathBuf,
     /// Ports.
     pub port_mappings: Vec<PortMapping>,
-    /// Traffic limits; only a CNI plugin can carry them out.
+    /// Traffic limits; `None` for what the annotations say.
     pub bandwidth: Option<Bandwidth>,
     /// CNI's `cgroupPath` capability.
     pub cgroup_path: Option<String>,
     /// CNI's `dns` capability: servers, searches, options.
     pub dns: Option<Dns>,
-    /// CNI's `io.kubernetes.cri.pod-annotations` capability.
+    /// The pod's annotations: CNI's `io.kubernetes.cri.pod-annotations` capability, and traffic limits ([`Bandwidth::from_annotations`]).
     pub annotations: std::collections::BTreeMap<String, String>,
     /// CNI's `ips` capability: addresses asked for, with or without a prefix length. The built-in network takes one.
     pub requested_ips: Vec<String>,

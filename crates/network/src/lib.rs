@@ -85,6 +85,11 @@ impl Network {
     /// [`Error::Exists`] for a sandbox that has a network; else what could not be done, and for which pod.
     pub fn setup(&self, pod: &PodNetwork) -> Result<Attachment, Error> {
         check_id(&pod.sandbox_id)?;
+        let bandwidth = match pod.bandwidth {
+            None => Bandwidth::from_annotations(&pod.annotations)?,
+            given => given,
+        };
+        let pod = &PodNetwork { bandwidth, ..pod.clone() };
         let done = match cni::load(&self.config.cni_conf_dir)? {
             Some(list) => self.setup_cni(pod, &list),
             None => self.setup_bridge(pod),
@@ -279,9 +284,6 @@ impl Network {
 
     /// The mappings that map something; refuses what the built-in network can't do.
     fn built_in_ports(&self, pod: &PodNetwork) -> Result<Vec<PortMapping>, Error> {
-        if pod.bandwidth.is_some_and(|b| b != Bandwidth::default()) {
-            return Err(Error::Bandwidth { sandbox_id: pod.sandbox_id.clone(), network: self.config.bridge.clone() });
-        }
         let ports: Vec<_> = pod.port_mappings.iter().filter(|m| m.host_port != 0).copied().collect();
         for mapping in &ports {
             let why = match mapping.host_ip {

@@ -315,19 +315,53 @@ fn a_host_port_of_one_address_is_that_address_alone() {
         network.setup(&other).unwrap();
         serve(&other.netns_path, 81);
         assert!(ask((gateway, 8080)).is_ok());
-        let limit = network::Bandwidth { ingress_bits_per_second: 1, egress_bits_per_second: 0 };
-        let limited = PodNetwork { bandwidth: Some(limit), ..host.pod("limited", &[]) };
-        assert!(matches!(network.setup(&limited), Err(Error::Bandwidth { .. })));
+        let limited = host.pod("limited", &[]);
         let asked = |ip: &str| PodNetwork { requested_ips: vec![ip.into()], ..limited.clone() };
         for bad in ["10.85.0.1", "10.86.0.9", "10.85.0.2", "x"] {
-            let pod = PodNetwork { bandwidth: None, ..asked(bad) };
-            assert!(matches!(network.setup(&pod), Err(Error::Address { .. })), "{bad}");
+            assert!(matches!(network.setup(&asked(bad)), Err(Error::Address { .. })), "{bad}");
         }
-        let pod = PodNetwork { bandwidth: None, ..asked("10.85.7.9/16") };
-        assert_eq!(v4(&network.setup(&pod).unwrap().ips), Ipv4Addr::new(10, 85, 7, 9));
+        assert_eq!(v4(&network.setup(&asked("10.85.7.9/16")).unwrap().ips), Ipv4Addr::new(10, 85, 7, 9));
         for id in ["one", "other", "limited"] {
             netns::remove(&host.path().join(id)).unwrap();
         }
+        network.remove_all().unwrap();
+    });
+}
+
+#[test]
+fn bandwidth_annotations_are_carried_out() {
+    on_own_host(|host| {
+        let network = Network::open(host.config()).unwrap();
+        let annotated = |id: &str, ingress: &str, egress: &str| {
+            let annotations =
+                [("ingress", ingress), ("egress", egress)].map(|(d, v)| (format!("kubernetes.io/{d}-bandwidth"), v.to_owned()));
+            PodNetwork { annotations: annotations.into_iter().collect(), ..host.pod(id, &[]) }
+        };
+        let bad = annotated("bad", "fast", "1M");
+        assert!(network.setup(&bad).unwrap_err().to_string().contains("kubernetes.io/ingress-bandwidth"));
+        assert!(network.setup(&PodNetwork { annotations: [("kubernetes.io/egress-bandwidth".into(), "1".into())].into(), ..bad }).is_err());
+        let pod = annotated("limited", "8M", "16M");
+        let ip = v4(&network.setup(&pod).unwrap().ips);
+        let server = within(&pod.netns_path, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap());
+        // 8 Mbit/s towards the pod are 1 MB/s, 64 KiB of it at once; 16 Mbit/s from it are 2 MB/s.
+        let bytes = vec![7u8; 600_000];
+        let copied = bytes.clone();
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = server.accept().unwrap();
+            let mut got = vec![0; copied.len()];
+            stream.read_exact(&mut got).unwrap();
+            stream.write_all(&copied).unwrap();
+        });
+        let mut stream = TcpStream::connect((ip, 80)).unwrap();
+        let started = Instant::now();
+        stream.write_all(&bytes).unwrap();
+        let mut back = vec![0; bytes.len()];
+        stream.read_exact(&mut back).unwrap();
+        serving.join().unwrap();
+        let took = started.elapsed();
+        assert!(took > Duration::from_millis(500), "without limits this takes milliseconds, it took {took:?}");
+        netns::remove(&pod.netns_path).unwrap();
+        netns::remove(&host.path().join("bad")).unwrap();
         network.remove_all().unwrap();
     });
 }
