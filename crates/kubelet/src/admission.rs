@@ -14,6 +14,10 @@ pub fn admit(pod: &Pod, node: &Node, others: &[std::sync::Arc<Pod>]) -> Result<(
     if let Some(os) = spec.and_then(|s| s.os.as_ref()).filter(|os| os.name != "linux") {
         return Err(verdict("PodOSNotSupported", format!("Failed to admit pod as the OS field doesn't match node OS ({})", os.name)));
     }
+    if let Some(field) = unsupported(pod) {
+        let text = format!("this kubelet does not carry out {field}");
+        return Err(verdict("PodFeatureUnsupported", text));
+    }
     let selector = spec.and_then(|s| s.node_selector.as_ref());
     let unmatched = selector.iter().flat_map(|s| s.iter()).any(|(key, value)| labels.and_then(|l| l.get(key)) != Some(value));
     if unmatched {
@@ -22,6 +26,29 @@ pub fn admit(pod: &Pod, node: &Node, others: &[std::sync::Arc<Pod>]) -> Result<(
     ports(pod, others)?;
     resources(pod, node, others)?;
     taints(pod, node)
+}
+
+/// A field that the kubelet cannot carry out, which would otherwise be ignored in silence.
+fn unsupported(pod: &Pod) -> Option<&'static str> {
+    let spec = pod.spec.as_ref()?;
+    if spec.host_users == Some(false) {
+        return Some("spec.hostUsers false (user namespaces)");
+    }
+    if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
+        return Some("spec.resourceClaims (dynamic resource allocation)");
+    }
+    let ephemeral = crate::ephemeral::containers(pod);
+    let mut all = model::containers(pod).iter().chain(model::init_containers(pod)).chain(&ephemeral);
+    all.find_map(|container| {
+        let devices = container.volume_devices.as_ref().is_some_and(|d| !d.is_empty());
+        let resources = container.resources.as_ref();
+        let foreign = resources.and_then(|r| r.limits.as_ref()).is_some_and(|l| l.keys().any(|k| k.contains('/')));
+        match () {
+            () if devices => Some("containers[].volumeDevices (block volumes)"),
+            () if foreign => Some("extended resources in containers[].resources (device plugins)"),
+            () => None,
+        }
+    })
 }
 
 fn verdict(reason: &str, message: String) -> Verdict {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use protocols::cri::v1 as cri;
 
 use crate::backoff::BackOff;
@@ -178,13 +179,21 @@ impl Apply<'_> {
             let ips = self.pod_ips(active.ips.clone());
             return Some(SandboxInUse { id: active.id.clone(), config, ips });
         }
+        let handler = match self.runtime_handler().await {
+            Ok(handler) => handler,
+            Err(text) => {
+                let text = format!("Failed to create pod sandbox: {text}");
+                recorder.warning(&pod_target, "FailedCreatePodSandBox", text);
+                return None;
+            }
+        };
         let directory = config.log_directory.clone();
         if let Err(error) = tokio::fs::create_dir_all(&directory).await {
             let text = format!("Failed to create pod sandbox: failed to make log directory {directory}: {error}");
             recorder.warning(&pod_target, "FailedCreatePodSandBox", text);
             return None;
         }
-        let id = match self.kubelet.runtime.run_sandbox(config.clone(), "").await {
+        let id = match self.kubelet.runtime.run_sandbox(config.clone(), &handler).await {
             Ok(id) => id,
             Err(error) => {
                 let text = format!("Failed to create pod sandbox: {}", runtime::go_error(&error));
@@ -204,6 +213,17 @@ impl Apply<'_> {
                 None
             }
         }
+    }
+
+    /// The handler of the pod's RuntimeClass; empty is the runtime's default.
+    async fn runtime_handler(&self) -> Result<String, String> {
+        let class = self.pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).filter(|n| !n.is_empty());
+        let Some(name) = class else {
+            return Ok(String::new());
+        };
+        let api: kube::Api<RuntimeClass> = kube::Api::all(self.kubelet.client.clone());
+        let found = api.get_opt(name).await.map_err(|e| format!("failed to get sandbox runtime: {e}"))?;
+        found.map(|c| c.handler).ok_or_else(|| format!("failed to get sandbox runtime: RuntimeClass \"{name}\" not found"))
     }
 
     fn pod_ips(&self, sandbox_ips: Vec<String>) -> Vec<String> {

@@ -317,7 +317,9 @@ impl Worker {
             now: Timestamp::now(),
         };
         let mut status = status::generate(pod, seen, &inputs, verdict);
-        if self.admission.is_some() {
+        let api = pod.status.as_ref();
+        let was_rejected = api.is_some_and(|s| model::is_terminal_phase(s.phase.as_deref()) && s.container_statuses.is_none());
+        if self.admission.is_some() || (was_rejected && seen.containers.is_empty()) {
             // No container of a rejected pod was ever to be made: the reason stands alone.
             status.container_statuses = None;
             status.init_container_statuses = None;

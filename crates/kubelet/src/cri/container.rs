@@ -62,12 +62,24 @@ pub fn config(container: &Container, inputs: Inputs<'_>) -> Result<cri::Containe
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
+        stop_signal: stop_signal(container)?,
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(resources(inputs.pod, container, inputs.node)),
             security_context: Some(context),
         }),
         ..Default::default()
     })
+}
+
+/// `lifecycle.stopSignal` in CRI's numbering; 0 is the image's own.
+fn stop_signal(container: &Container) -> Result<i32, String> {
+    let Some(name) = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref()) else {
+        return Ok(0);
+    };
+    // CRI writes SIGRTMIN+1 as SIGRTMINPLUS1.
+    let word = name.replace('+', "PLUS").replace("MAX-", "MAXMINUS");
+    let signal = cri::Signal::from_str_name(&word);
+    signal.map(|s| s as i32).ok_or_else(|| format!("lifecycle.stopSignal {name:?} is unknown"))
 }
 
 fn annotations(pod: &Pod, container: &Container, restart_count: u32) -> Result<HashMap<String, String>, String> {
@@ -150,6 +162,7 @@ pub fn mount(mount: &VolumeMount, host_path: &str, volume_readonly: bool) -> cri
             Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
             _ => cri::MountPropagation::PropagationPrivate,
         } as i32,
+        mount_options: mount.bind_mount_options.clone().unwrap_or_default(),
         ..Default::default()
     }
 }

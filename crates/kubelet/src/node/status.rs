@@ -212,10 +212,10 @@ fn unmet(answer: &Answer, type_: &str) -> Option<String> {
     let condition = status.and_then(|s| s.conditions.iter().find(|c| c.r#type == type_));
     match condition {
         Some(condition) if condition.status => None,
-        Some(condition) => Some(format!(
-            "container runtime status check may not have completed yet: {}={} reason:{} message:{}",
-            type_, condition.status, condition.reason, condition.message
-        )),
+        Some(condition) => {
+            let what = if type_ == "NetworkReady" { "container runtime network not ready" } else { "container runtime not ready" };
+            Some(format!("{what}: {type_}={} reason:{} message:{}", condition.status, condition.reason, condition.message))
+        }
         None => Some(format!("container runtime did not report {type_}")),
     }
 }
