@@ -64,3 +64,26 @@ pub fn remove_pod(pod: &Pod, node: &NodeFacts) -> Result<(), linux::Error> {
     }
     Cgroup::new(&Host::detect()?, Path::new(&path)).remove(PATIENCE)
 }
+
+/// Removes cgroups of pods whose uid is not among `kept`; one that is busy is left for the next time.
+pub fn remove_unknown(root: &str, kept: &std::collections::HashSet<String>) -> Result<(), linux::Error> {
+    if root.is_empty() {
+        return Ok(());
+    }
+    let host = Host::detect()?;
+    for tier in ["", "/burstable", "/besteffort"] {
+        let path = format!("{root}{tier}");
+        let mut names = std::collections::BTreeSet::new();
+        for (_, directory) in Cgroup::new(&host, Path::new(&path)).directories() {
+            let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+            names.extend(entries.filter_map(|e| e.file_name().into_string().ok()));
+        }
+        for name in names {
+            let gone = name.strip_prefix("pod").is_some_and(|uid| uid.len() == 36 && !kept.contains(uid));
+            if gone && let Err(error) = Cgroup::new(&host, Path::new(&format!("{path}/{name}"))).remove(Duration::ZERO) {
+                tracing::debug!(%error, "a cgroup of a pod that is gone cannot be removed yet");
+            }
+        }
+    }
+    Ok(())
+}

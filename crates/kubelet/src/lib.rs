@@ -45,6 +45,8 @@ mod status_writer;
 mod termination;
 mod volume;
 mod worker;
+#[cfg(test)]
+mod worker_tests;
 
 use std::sync::{Arc, RwLock};
 use std::time::Duration;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission;
 use crate::apply::blocking;
+use crate::cgroups;
 use crate::kill;
 use crate::kubelet::Kubelet;
 use crate::model::{self, PodRuntime, labels};
@@ -266,7 +267,11 @@ impl Manager {
             return;
         };
         kept.extend(sandboxes.iter().filter_map(|s| s.labels.get(labels::POD_UID).cloned()));
+        let logs = self.kubelet.config.pod_logs_dir.clone();
+        let cgroup_root = self.kubelet.facts.cgroup_root.clone();
         let done = blocking(move || {
+            remove_logs(&logs, &kept);
+            cgroups::remove_unknown(&cgroup_root, &kept).map_err(|e| e.to_string())?;
             let Ok(entries) = std::fs::read_dir(root.join("pods")) else {
                 return Ok(());
             };
@@ -301,6 +306,23 @@ fn wants_more(old: &Pod, new: &Pod) -> bool {
         model::is_terminal_phase(phase.as_deref())
     };
     meta(old) != meta(new) || old.spec != new.spec || foreign(old) != foreign(new) || phase(old) != phase(new)
+}
+
+/// Removes log directories (`NS_NAME_UID`) of pods that are gone.
+fn remove_logs(root: &std::path::Path, kept: &HashSet<String>) {
+    let Ok(entries) = std::fs::read_dir(root) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let parts: Vec<&str> = name.split('_').collect();
+        if let [_, _, uid] = parts.as_slice()
+            && !kept.contains(*uid)
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!(directory = name, %error, "failed to remove the logs of a pod that is gone");
+        }
+    }
 }
 
 /// Ends a pod that the API does not know: its containers get the grace period that they were made with.
