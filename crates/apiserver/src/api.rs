@@ -44,13 +44,15 @@ pub struct Api {
     /// The server's own audiences.
     pub audiences: Vec<String>,
     /// Cluster IPs and node ports.
-    pub services: Allocator,
+    pub services: Arc<Allocator>,
     /// The way to kubelets.
     pub kubelets: Kubelets,
     /// Leases that end events.
     pub event_leases: EventLeases,
     /// Where clients reach the server: `10.0.0.1:6443`.
     pub advertise: String,
+    /// Places for requests that are no streams.
+    pub places: tokio::sync::Semaphore,
     /// Longest time of a request that is no stream.
     pub request_timeout: Duration,
     /// The bootstrap is done.

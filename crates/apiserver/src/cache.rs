@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +25,8 @@ use crate::resources::Storage;
 
 /// Changes kept per keyspace.
 const RING_EVENTS_MAX: usize = 2048;
+/// Bytes of objects that the changes of one keyspace may hold.
+const RING_BYTES_MAX: usize = 4 << 20;
 /// Everything of ours in the store.
 pub const ROOT: &str = "/registry/";
 
@@ -39,23 +41,32 @@ pub struct Entry {
     pub revision: i64,
     /// What selectors look at.
     pub attributes: Arc<Value>,
-    parsed: OnceLock<Option<Arc<Value>>>,
+    /// Kept while the entry is the present one.
+    parsed: Mutex<Option<Arc<Value>>>,
 }
 
 impl Entry {
     fn new(key: Arc<str>, value: Bytes, revision: i64) -> Self {
         let attributes = serde_json::from_slice(&value).map(attributes).unwrap_or_default();
-        Self { key, value, revision, attributes: Arc::new(attributes), parsed: OnceLock::new() }
+        Self { key, value, revision, attributes: Arc::new(attributes), parsed: Mutex::default() }
     }
 
     fn deleted(&self, revision: i64) -> Self {
         let (key, value, attributes) = (self.key.clone(), self.value.clone(), self.attributes.clone());
-        Self { key, value, revision, attributes, parsed: OnceLock::new() }
+        Self { key, value, revision, attributes, parsed: Mutex::default() }
     }
 
     /// The object, parsed once and kept (for the few kinds that the server itself looks up again and again).
     pub fn parsed(&self) -> Option<Arc<Value>> {
-        self.parsed.get_or_init(|| crate::object::parse(&self.value, self.revision).ok().map(Arc::new)).clone()
+        let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if parsed.is_none() {
+            *parsed = crate::object::parse(&self.value, self.revision).ok().map(Arc::new);
+        }
+        parsed.clone()
+    }
+
+    fn forget_parsed(&self) {
+        *self.parsed.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -117,6 +128,7 @@ struct Keyspace {
     prefix: String,
     objects: BTreeMap<Arc<str>, Arc<Entry>>,
     ring: VecDeque<Arc<CacheEvent>>,
+    ring_bytes: usize,
     /// Number of the ring's first event.
     first: u64,
     /// All changes after this revision are in the ring.
@@ -130,13 +142,17 @@ impl Keyspace {
     }
 
     fn push(&mut self, event: CacheEvent) {
-        if self.ring.len() == RING_EVENTS_MAX {
-            if let Some(gone) = self.ring.pop_front() {
-                self.complete_after = gone.entry.revision;
-            }
+        if let Some(previous) = &event.previous {
+            previous.forget_parsed();
+        }
+        self.ring_bytes += event.entry.value.len();
+        self.ring.push_back(Arc::new(event));
+        while self.ring.len() > RING_EVENTS_MAX || (self.ring_bytes > RING_BYTES_MAX && self.ring.len() > 1) {
+            let Some(gone) = self.ring.pop_front() else { break };
+            self.ring_bytes -= gone.entry.value.len();
+            self.complete_after = gone.entry.revision;
             self.first += 1;
         }
-        self.ring.push_back(Arc::new(event));
     }
 
     fn apply(&mut self, kind: EventKind, kv: KeyValue) {
@@ -220,6 +236,7 @@ impl Cache {
             prefix: storage.prefix.clone(),
             objects: BTreeMap::new(),
             ring: VecDeque::new(),
+            ring_bytes: 0,
             first: 0,
             complete_after: 0,
             signal: Arc::new(tokio::sync::watch::Sender::new(0)),
@@ -346,6 +363,7 @@ impl Cache {
         for space in &mut state.keyspaces {
             space.objects.clear();
             space.ring.clear();
+            space.ring_bytes = 0;
             space.complete_after = revision;
         }
         for kv in kvs {
@@ -398,5 +416,68 @@ impl Subscription {
     /// Waits until there may be more. `false` when the server is going down.
     pub async fn changed(&mut self) -> bool {
         self.signal.changed().await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::Resources;
+
+    fn put(key: &str, value: &str, create: i64, revision: i64) -> store::Event {
+        let kv = KeyValue {
+            key: key.to_owned().into(),
+            value: value.to_owned().into(),
+            create_revision: create,
+            mod_revision: revision,
+            ..KeyValue::default()
+        };
+        store::Event { kind: EventKind::Put, kv, prev_kv: None }
+    }
+
+    fn cache() -> (Cache, usize) {
+        let resources = Resources::default();
+        let keyspace = resources.storage_of("configmaps").expect("served");
+        (Cache::new(resources.storages()), keyspace)
+    }
+
+    #[test]
+    fn a_watcher_that_the_ring_has_gone_past_is_closed_and_older_revisions_are_gone() {
+        let (cache, keyspace) = cache();
+        let key = "/registry/configmaps/n/a";
+        cache.apply(vec![put(key, "{}", 1, 1)], 1);
+        let (snapshot, mut slow) = cache.subscribe(keyspace, "/registry/configmaps/", Start::Snapshot).expect("present");
+        assert_eq!((snapshot.entries.len(), snapshot.revision), (1, 1));
+        let (_, mut other) = cache.subscribe(keyspace, "/registry/configmaps/", Start::After(0)).expect("in the ring");
+        assert!(matches!(cache.pull(&mut other, 10), Batch::Events(events, 1) if events[0].change == Change::Added));
+        let last = i64::try_from(RING_EVENTS_MAX).expect("small") + 2;
+        for revision in 2..=last {
+            cache.apply(vec![put(key, "{}", 1, revision)], revision);
+        }
+        assert!(matches!(cache.pull(&mut slow, 10), Batch::Lagged));
+        assert_eq!(cache.subscribe(keyspace, "", Start::After(1)).err(), Some(TooOld { wanted: 1, oldest: 2 }));
+        let (_, mut fresh) = cache.subscribe(keyspace, "", Start::After(last - 1)).expect("in the ring");
+        assert!(matches!(cache.pull(&mut fresh, 10), Batch::Events(events, _) if events.len() == 1));
+        assert_eq!(cache.revision(), last);
+    }
+
+    #[test]
+    fn large_objects_shorten_the_ring() {
+        let (cache, keyspace) = cache();
+        let large = format!("{{\"data\":\"{}\"}}", "x".repeat(1 << 20));
+        for revision in 1..=8 {
+            cache.apply(vec![put("/registry/configmaps/n/a", &large, 1, revision)], revision);
+        }
+        let state = cache.read();
+        assert!(state.keyspaces[keyspace].ring_bytes <= RING_BYTES_MAX && state.keyspaces[keyspace].ring.len() == 3);
+        assert_eq!(state.keyspaces[keyspace].complete_after, 5);
+    }
+
+    #[test]
+    fn attributes_keep_what_selectors_see() {
+        let object = serde_json::json!({"metadata": {"name": "a", "labels": {"l": "x"}, "annotations": {"big": "y"}},
+            "spec": {"nodeName": "n", "containers": [{}]}, "data": {"a": "b"}});
+        let want = serde_json::json!({"metadata": {"name": "a", "labels": {"l": "x"}}, "spec": {"nodeName": "n"}});
+        assert_eq!(attributes(object), want);
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use apimachinery::field_error::FieldError;
 use apimachinery::status::Status;
@@ -67,13 +67,13 @@ pub struct Allocator {
 
 /// What was taken for a Service that is not yet stored; given back unless [`Claim::keep`] is called.
 #[must_use]
-pub struct Claim<'a> {
-    allocator: &'a Allocator,
+pub struct Claim {
+    allocator: Arc<Allocator>,
     addresses: Vec<u32>,
     ports: Vec<(String, u16)>,
 }
 
-impl Claim<'_> {
+impl Claim {
     /// The Service is stored.
     pub fn keep(mut self) {
         self.addresses.clear();
@@ -81,7 +81,7 @@ impl Claim<'_> {
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
         let mut taken = self.allocator.lock();
         for address in &self.addresses {
@@ -175,8 +175,8 @@ impl Allocator {
     ///
     /// # Errors
     /// 422 for an address or port that is taken or outside of the range, 500 when none is left.
-    pub fn claim(&self, service: &mut Value, old: Option<&Value>) -> Result<Claim<'_>, Status> {
-        let mut claim = Claim { allocator: self, addresses: Vec::new(), ports: Vec::new() };
+    pub fn claim(self: &Arc<Self>, service: &mut Value, old: Option<&Value>) -> Result<Claim, Status> {
+        let mut claim = Claim { allocator: self.clone(), addresses: Vec::new(), ports: Vec::new() };
         let external = text(service, &["spec", "type"]) == "ExternalName";
         if external {
             if let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) {
@@ -206,7 +206,7 @@ impl Allocator {
         Ok(claim)
     }
 
-    fn claim_address(&self, service: &mut Value, old: Option<&Value>, claim: &mut Claim<'_>) -> Result<(), Status> {
+    fn claim_address(&self, service: &mut Value, old: Option<&Value>, claim: &mut Claim) -> Result<(), Status> {
         let wanted = text(service, &["spec", "clusterIP"]).to_owned();
         if wanted == "None" || (!wanted.is_empty() && old.is_some_and(|old| text(old, &["spec", "clusterIP"]) == wanted)) {
             return Ok(());
@@ -247,7 +247,7 @@ impl Allocator {
         above.chain(first + 1..first + band).find(|address| !taken.addresses.contains_key(address))
     }
 
-    fn claim_ports(&self, service: &mut Value, old: Option<&Value>, claim: &mut Claim<'_>) -> Result<(), Status> {
+    fn claim_ports(&self, service: &mut Value, old: Option<&Value>, claim: &mut Claim) -> Result<(), Status> {
         let own = owner(service);
         let service_name = name(service).to_owned();
         let before = old.map(node_ports).unwrap_or_default();
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn addresses_are_given_kept_refused_and_given_back() {
-        let allocator = Allocator::new("10.96.0.0/28".parse().expect("range"), 30000..=30001);
+        let allocator = Arc::new(Allocator::new("10.96.0.0/28".parse().expect("range"), 30000..=30001));
         let mut first = service("a", json!({"clusterIP": "10.96.0.1"}));
         allocator.claim(&mut first, None).expect("free").keep();
         assert_eq!(first["spec"]["clusterIPs"], json!(["10.96.0.1"]));
@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn node_ports() {
-        let allocator = Allocator::new("10.96.0.0/24".parse().expect("range"), 30000..=30001);
+        let allocator = Arc::new(Allocator::new("10.96.0.0/24".parse().expect("range"), 30000..=30001));
         let ports =
             json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "TCP", "nodePort": 30001}]});
         let mut first = service("a", ports);

@@ -61,6 +61,9 @@ pub struct Config {
     /// How long events are kept, e.g. `1h`, `90m`, `300s`.
     #[arg(long, default_value = "1h", value_parser = duration)]
     pub event_ttl: Duration,
+    /// Requests at one time that are no streams; more are answered with 429.
+    #[arg(long, default_value_t = 400, value_parser = places)]
+    pub max_requests_inflight: usize,
     /// Longest time of a request that is no stream.
     #[arg(long, default_value = "1m", value_parser = duration)]
     pub request_timeout: Duration,
@@ -74,6 +77,10 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
     let (first, last) = text.split_once('-').ok_or_else(wrong)?;
     let (first, last) = (first.parse().map_err(|_| wrong())?, last.parse().map_err(|_| wrong())?);
     if first == 0 || first > last { Err(wrong()) } else { Ok(first..=last) }
+}
+
+fn places(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|places| (1..=100_000).contains(places)).ok_or_else(|| format!("{text:?} is no number from 1 to 100000"))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -83,6 +83,9 @@ async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, request: Request<Incomin
     if info.verb == "watch" && info.subresource.is_empty() {
         return watch::watch(&ctx).await;
     }
+    let Ok(_place) = api.places.try_acquire() else {
+        return Err(Status::too_many_requests("Too many requests, please try again later.", 1));
+    };
     let work = async {
         let body = body(request.into_body()).await?;
         dispatch(&ctx, &body).await

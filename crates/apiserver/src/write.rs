@@ -15,10 +15,11 @@ use apimachinery::{defaulting, strategy, support, validation};
 use bytes::Bytes;
 use http::Response;
 use serde_json::Value;
-use store::{Compare, DeleteRequest, Op, PutRequest, RangeRequest, Txn};
+use store::{Compare, DeleteRequest, Op, PutRequest, RangeRequest, Txn, TxnResponse};
 
 use crate::admission::{self, Operation};
 use crate::api::{Ctx, store_error};
+use crate::cluster_ip::Claim;
 use crate::reply::{self, Body};
 use crate::tables::Include;
 use crate::{escalation, names, negotiate, object, read, resources};
@@ -244,14 +245,33 @@ async fn commit_create(ctx: &Ctx<'_>, key: String, mut object: Value, dry_run: b
     let lease = event_lease(ctx).await?;
     let put = PutRequest { key: key.clone().into(), value: value.clone(), lease, prev_kv: false };
     let txn = Txn { compare: vec![Compare::mod_revision(key, 0)], success: vec![Op::Put(put)], failure: Vec::new() };
-    let outcome = ctx.api.store.txn(txn).await.map_err(store_error)?;
+    let outcome = commit(ctx, txn, claim, None).await?;
     if !outcome.succeeded {
         return Err(exists());
     }
-    if let Some(claim) = claim {
-        claim.keep();
-    }
     Ok(Stored { value, revision: outcome.revision })
+}
+
+/// Commits a transaction. What it means for a Service's addresses is settled in a task of its own, which a client that hangs
+/// up does not end: `released` is the Service as it was, and as it is now.
+async fn commit(ctx: &Ctx<'_>, txn: Txn, claim: Option<Claim>, released: Option<(Value, Option<Value>)>) -> Result<TxnResponse, Status> {
+    if claim.is_none() && released.is_none() {
+        return ctx.api.store.txn(txn).await.map_err(store_error);
+    }
+    let (store, services) = (ctx.api.store.clone(), ctx.api.services.clone());
+    let task = tokio::spawn(async move {
+        let outcome = store.txn(txn).await;
+        if outcome.as_ref().is_ok_and(|outcome| outcome.succeeded) {
+            if let Some(claim) = claim {
+                claim.keep();
+            }
+            if let Some((old, new)) = &released {
+                services.release(old, new.as_ref());
+            }
+        }
+        outcome
+    });
+    task.await.map_err(|error| Status::internal(format!("the transaction's task failed: {error}")))?.map_err(store_error)
 }
 
 async fn event_lease(ctx: &Ctx<'_>) -> Result<i64, Status> {
@@ -303,14 +323,9 @@ pub async fn guaranteed_update(
             Op::Put(PutRequest { key: key.clone().into(), value: value.clone(), lease: event_lease(ctx).await?, prev_kv: false })
         };
         let txn = Txn { compare: vec![Compare::mod_revision(key.clone(), revision)], success: vec![op], failure: Vec::new() };
-        let outcome = ctx.api.store.txn(txn).await.map_err(store_error)?;
+        let released = is_service(ctx).then(|| (old, (!delete).then_some(new)));
+        let outcome = commit(ctx, txn, claim, released).await?;
         if outcome.succeeded {
-            if let Some(claim) = claim {
-                claim.keep();
-            }
-            if is_service(ctx) {
-                ctx.api.services.release(&old, (!delete).then_some(&new));
-            }
             return Ok(Updated { stored: Stored { value, revision: outcome.revision }, deleted: delete });
         }
     }
