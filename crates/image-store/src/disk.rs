@@ -8,7 +8,7 @@
 //! ROOT/snapshots/KEY/    snapshot.json, fs/, work/; KEY.new and KEY.dead as above
 //! ```
 //!
-//! **Invariant**: `layers/N` has that name only after its content was synced (syncfs, then the rename, then fsync of `layers`). So after a power cut a
+//! **Invariant**: `layers/N` has that name only after its content was synced (fsync of each file or syncfs, then the rename, then fsync of `layers`). So after a power cut a
 //! layer is there whole or not at all; the first start of each boot compares every layer with the survey in its record all the same, and drops
 //! what differs. An image whose layers are not all there is dropped too, and fetched again by the next pull.
 
@@ -23,6 +23,7 @@ use crate::error::{Error, file};
 use crate::unpack::remove_tree;
 
 pub(crate) const VERSION: u32 = 1;
+const SYNC_EACH_ENTRIES_MAX: u64 = 16;
 
 /// What is counted of a layer when it is committed, to be compared after a reboot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -265,12 +266,35 @@ impl Staging {
         let record =
             LayerRecord { version: VERSION, chain_id: chain_id.to_owned(), diff_id: diff_id.to_owned(), survey, number: self.number };
         write_record(&self.path.join("layer.json"), &record, false)?;
-        let dir = File::open(&self.path).map_err(file("open", &self.path))?;
-        rustix::fs::syncfs(&dir).map_err(|e| file("sync", &self.path)(e.into()))?;
+        self.sync(&survey).map_err(file("sync", &self.path))?;
         fs::rename(&self.path, self.dir.join(self.number.to_string())).map_err(file("commit", &self.path))?;
         self.committed = true;
         sync_dir(&self.dir)?;
         Ok(record)
+    }
+}
+
+impl Staging {
+    /// A few files are synced by themselves; for many, the whole file system at once is cheaper, though it waits for others' writes as well.
+    fn sync(&self, survey: &Survey) -> io::Result<()> {
+        if survey.entries > SYNC_EACH_ENTRIES_MAX {
+            return Ok(rustix::fs::syncfs(File::open(&self.path)?)?);
+        }
+        let mut left = vec![self.path.clone()];
+        while let Some(dir) = left.pop() {
+            for entry in fs::read_dir(&dir)? {
+                let entry = entry?;
+                let kind = entry.file_type()?;
+                if kind.is_dir() {
+                    left.push(entry.path());
+                } else if kind.is_file() {
+                    File::open(entry.path())?.sync_all()?;
+                }
+            }
+            // Links and devices are synced with the directory that names them.
+            File::open(&dir)?.sync_all()?;
+        }
+        Ok(())
     }
 }
 
