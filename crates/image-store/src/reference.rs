@@ -208,4 +208,13 @@ mod tests {
             assert!(Reference::parse(text).is_err(), "{text}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_taken_is_normal_already(text in "[a-zA-Z0-9._:/@-]{1,60}") {
+            if let Ok(reference) = Reference::parse(&text) {
+                proptest::prop_assert_eq!(Reference::parse(&reference.to_string()).unwrap(), reference);
+            }
+        }
+    }
 }

@@ -334,4 +334,28 @@ mod tests {
         assert!(number(b"9999999\0").is_err());
         assert_eq!(parse_time(b"12.5").unwrap(), (12, 500_000_000));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(mut bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..3000), fix in proptest::prelude::any::<bool>()) {
+            if fix && bytes.len() >= BLOCK {
+                // A right checksum lets rubbish through to the fields behind it.
+                let sum: u64 = bytes[..BLOCK].iter().enumerate().map(|(n, b)| if (148..156).contains(&n) { 32 } else { u64::from(*b) }).sum();
+                bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            }
+            let mut reader = Archive::new(&bytes[..]);
+            while let Ok(Some(mut entry)) = reader.next() {
+                entry.path.clear();
+                let _ = io::copy(&mut reader, &mut io::sink());
+            }
+        }
+
+        #[test]
+        fn pax_records_round_trip(name in "[a-z/]{101,300}", value in proptest::collection::vec(proptest::prelude::any::<u8>(), 1..200)) {
+            let bytes = archive(&[Made::file(&name, "x").xattr("user.v", value.clone())]);
+            let entry = Archive::new(&bytes[..]).next().unwrap().unwrap();
+            proptest::prop_assert_eq!(entry.path, name.into_bytes());
+            proptest::prop_assert_eq!(entry.xattrs, [("user.v".to_owned(), value)]);
+        }
+    }
 }
