@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use linux::child;
 use linux::event::{Epoll, Interest, Ready, SignalFd};
 use linux::pipes;
+use linux::rlimit::Limit;
 use prost::Message;
 use protocols::shim::coracle::{
     DropRequest, DropResponse, ExitRequest, ExitResponse, GetRequest, GetResponse, KEEPER_SERVICE, KeeperInfoResponse, ListRequest,
@@ -33,6 +34,8 @@ const SIGNALS: u64 = 2 * KIND;
 const CONNECTIONS: u64 = 3 * KIND;
 const STARTS: u64 = 4 * KIND;
 
+/// RLIMIT_NOFILE.
+const NOFILE: u32 = 7;
 /// Descriptors that are kept.
 const DESCRIPTORS_MAX: usize = 8192;
 /// Exits that are remembered; the oldest go first.
@@ -67,6 +70,8 @@ struct Keeper {
     kept: BTreeMap<String, OwnedFd>,
     orphans: VecDeque<Orphan>,
     starting: BTreeMap<u32, Starting>,
+    /// The limit of open files that was inherited, and the keeper's own.
+    files: Option<(Limit, Limit)>,
 }
 
 /// Runs the keeper until SIGTERM or SIGINT.
@@ -116,6 +121,7 @@ impl Keeper {
             kept: BTreeMap::new(),
             orphans: VecDeque::new(),
             starting: BTreeMap::new(),
+            files: raise_files(),
         })
     }
 
@@ -271,7 +277,13 @@ impl Keeper {
         command.env(KEEPER_ENV, &self.socket);
         let errors = stdout.try_clone().map_err(said)?;
         let child = command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(errors));
-        let pid = child.spawn().map_err(said)?.id();
+        // A shim, and so a container, starts with the limit that the keeper was started with.
+        let own = self.files.map(|(_, own)| own);
+        let inherited = self.files.map(|(inherited, _)| inherited);
+        set_files(inherited);
+        let spawned = child.spawn();
+        set_files(own);
+        let pid = spawned.map_err(said)?.id();
         self.epoll.add(&output, STARTS | u64::from(pid), Interest::READ_EDGE).map_err(said)?;
         self.starting.insert(pid, Starting { reply, output, text: Vec::new() });
         Ok(())
@@ -296,6 +308,22 @@ impl Keeper {
                 return;
             }
         }
+    }
+}
+
+/// Raises the soft limit of open files to the hard one: a node has some thousand descriptors to keep.
+fn raise_files() -> Option<(Limit, Limit)> {
+    let inherited = linux::rlimit::get(NOFILE).ok()?;
+    let own = Limit { soft: inherited.hard, hard: inherited.hard };
+    linux::rlimit::set(0, NOFILE, own).ok()?;
+    Some((inherited, own))
+}
+
+fn set_files(limit: Option<Limit>) {
+    if let Some(limit) = limit
+        && let Err(error) = linux::rlimit::set(0, NOFILE, limit)
+    {
+        eprintln!("failed to set the limit of open files: {error}");
     }
 }
 

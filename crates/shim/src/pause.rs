@@ -14,6 +14,9 @@ use linux::podns::{self, Kind};
 use crate::disk;
 use crate::sandbox::PAUSE_PID;
 
+/// The directory in the sandbox' bundle on which its root is built.
+pub(crate) const WORKDIR: &str = "pause";
+
 /// In a child of the shim: starts the pause process, which becomes the shim's child, and writes its pid.
 pub(crate) fn make(bundle: &Path) -> Result<(), String> {
     let said = |what: &str, error: std::io::Error| format!("failed to start the pause process: {what}: {error}");
@@ -46,7 +49,7 @@ pub(crate) fn make(bundle: &Path) -> Result<(), String> {
 
 /// Becomes the pause process; answers only why it could not.
 fn become_pause(bundle: &Path) -> String {
-    let workdir = bundle.join("pause");
+    let workdir = bundle.join(WORKDIR);
     let steps = || -> std::io::Result<std::fs::File> {
         let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
         for number in 0..3 {

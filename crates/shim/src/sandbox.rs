@@ -598,6 +598,7 @@ pub(crate) fn take_down(bundle: &Path) -> Result<(), String> {
     }
     // Not empty, or not there: then there is nothing of ours to remove.
     let _ = std::fs::remove_dir(&pins);
+    let _ = std::fs::remove_dir(bundle.join(pause::WORKDIR));
     for name in [RECORD, PAUSE_PID, "cursor"] {
         let _ = std::fs::remove_file(bundle.join(name));
     }

@@ -22,6 +22,8 @@ use crate::job::Config;
 const SOCKET_DIR: &str = "/run/containerd/s";
 /// Variable by which containerd from 1.7 on tells what answers it reads.
 const MAX_SHIM_VERSION: &str = "MAX_SHIM_VERSION";
+/// The daemon's words, if nobody reads them from a FIFO.
+const LOG: &str = "shim.log";
 /// The most that is read from stdin, in bytes.
 const STDIN_BYTES_MAX: u64 = 4 << 20;
 
@@ -181,11 +183,15 @@ fn become_daemon(args: &Args, socket: &Path, listener: &UnixListener, bundle: &P
         let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
         child::dup_to(null.as_fd(), 0)?;
         child::dup_to(null.as_fd(), 1)?;
-        // containerd reads this FIFO, if it has made one; what is written later, when it is gone, is lost.
-        match linux::pipes::open_fifo(&bundle.join("log"), linux::pipes::Access::Write) {
-            Ok(log) => child::dup_to(log.as_fd(), 2)?,
-            Err(_) => child::dup_to(null.as_fd(), 2)?,
-        }
+        // containerd reads this FIFO, if it has made one; what is written later, when it is gone, is lost. Without one
+        // there is a file beside it.
+        let log = linux::pipes::open_fifo(&bundle.join("log"), linux::pipes::Access::Write).or_else(|_| {
+            let file = std::fs::File::options().append(true).create(true).open(bundle.join(LOG));
+            file.map(std::os::fd::OwnedFd::from)
+        });
+        child::dup_to(log.as_ref().map_or(null.as_fd(), |log| log.as_fd()), 2)?;
+        // Either may have number 3.
+        drop((log, null));
         child::dup_to(listener.as_fd(), 3)?;
         child::close_on_exec_from(4)
     };
