@@ -140,6 +140,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
         live: RwLock::new(Live { runtime_name: version.runtime_name, ..Live::default() }),
         config,
     });
+    node::prime(&kubelet).await;
     let pods = Informer::new();
     let server = server::Server::bind(kubelet.clone(), pods.clone(), cancel.child_token()).await?;
     let mut tasks = JoinSet::new();

@@ -6,7 +6,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
@@ -70,6 +70,8 @@ pub struct Worker {
     previous: PodStatus,
     volume_retry: Duration,
     admission: Option<Verdict>,
+    /// The pod that volumes were last set up for, and when.
+    prepared: Option<(Instant, Arc<Pod>)>,
 }
 
 /// What a pass of the worker asks for.
@@ -114,6 +116,7 @@ impl Worker {
             previous,
             volume_retry: VOLUME_RETRY_MIN,
             admission: rejected,
+            prepared: None,
         }
     }
 
@@ -243,6 +246,9 @@ impl Worker {
 
     /// Cgroup, directories and volumes; the error is how long to wait.
     async fn prepare(&mut self, pod: &Arc<Pod>, seen: &PodRuntime) -> Result<(), Duration> {
+        if self.is_prepared(pod) {
+            return Ok(());
+        }
         let target = Target::pod(pod);
         let recorder = self.kubelet.recorder.clone();
         let (kubelet, owned) = (self.kubelet.clone(), pod.clone());
@@ -275,6 +281,7 @@ impl Worker {
             Ok(Ok(volumes)) => {
                 self.volumes = volumes;
                 self.volume_retry = VOLUME_RETRY_MIN;
+                self.prepared = Some((Instant::now(), pod.clone()));
                 Ok(())
             }
             // What is mounted stays in use when it cannot be refreshed: a server that is away ends no pod.
@@ -293,6 +300,19 @@ impl Worker {
                 Err(RETRY)
             }
         }
+    }
+
+    /// True when volumes were set up a moment ago for this very pod: a pass that follows another at once need not
+    /// fetch everything again.
+    fn is_prepared(&self, pod: &Pod) -> bool {
+        let fresh = self.kubelet.config.sync_frequency / 2;
+        let due = self.tokens.next_renewal().is_some_and(|at| at <= Timestamp::now());
+        !due && self.prepared.as_ref().is_some_and(|(at, last)| {
+            at.elapsed() < fresh
+                && last.spec == pod.spec
+                && last.metadata.labels == pod.metadata.labels
+                && last.metadata.annotations == pod.metadata.annotations
+        })
     }
 
     fn sync_probes(&mut self, pod: &Pod, seen: &PodRuntime) {

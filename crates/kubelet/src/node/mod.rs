@@ -25,6 +25,12 @@ const REPORT: SignedDuration = SignedDuration::from_mins(5);
 const QUICK: Duration = Duration::from_millis(500);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Finds out what pods need to know of the node, before any is looked at.
+pub async fn prime(kubelet: &Kubelet) {
+    // The status itself is computed again, with what the server has, when it is written.
+    let _ = status::compute(kubelet, None).await;
+}
+
 /// Registers the node and keeps its status until cancelled.
 pub async fn run(kubelet: Arc<Kubelet>, cancel: CancellationToken) {
     let mut keeper = Keeper { kubelet, registered: false, last: None, ready: None };

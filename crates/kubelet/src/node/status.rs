@@ -59,9 +59,7 @@ pub async fn compute(kubelet: &Kubelet, previous: Option<&NodeStatus>) -> NodeSt
         node_info: Some(info(version.as_ref())),
         images: Some(image_list(&images)),
         runtime_handlers: answer.map(handlers).filter(|h| !h.is_empty()),
-        features: answer
-            .and_then(|a| a.features)
-            .map(|f| NodeFeatures { supplemental_groups_policy: Some(f.supplemental_groups_policy), ..NodeFeatures::default() }),
+        features: answer.and_then(|a| a.features).map(|f| NodeFeatures { supplemental_groups_policy: Some(f.supplemental_groups_policy) }),
         ..NodeStatus::default()
     }
 }

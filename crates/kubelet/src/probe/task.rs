@@ -153,14 +153,11 @@ impl ContainerTask {
             }
         }
         let liveness = async {
-            match &self.spec.liveness_probe {
-                Some(probe) => {
-                    tokio::select! {
-                        () = quick.cancelled() => {}
-                        _ = self.until_decided(Kind::Liveness, probe) => {}
-                    }
+            if let Some(probe) = &self.spec.liveness_probe {
+                tokio::select! {
+                    () = quick.cancelled() => {}
+                    _ = self.until_decided(Kind::Liveness, probe) => {}
                 }
-                None => {}
             }
         };
         let readiness = async {

@@ -208,8 +208,7 @@ impl Auth {
                     ..ResourceAttributes::default()
                 }),
                 ..SubjectAccessReviewSpec::default()
-            }
-            .into(),
+            },
             ..SubjectAccessReview::default()
         };
         let params = PostParams::default();

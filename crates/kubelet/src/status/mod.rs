@@ -111,7 +111,7 @@ fn set_ips(status: &mut PodStatus, pod: &Pod, runtime: &PodRuntime, inputs: &Inp
     if ips.is_empty() {
         // A pod keeps its address while its sandbox is stopped, for whoever reads the last status.
         let kept = inputs.previous.pod_ips.iter().flatten();
-        ips = kept.filter_map(|ip| Some(ip.ip.clone())).collect();
+        ips = kept.map(|ip| ip.ip.clone()).collect();
     }
     status.pod_ip = ips.first().cloned();
     let pod_ips: Vec<PodIP> = ips.into_iter().map(|ip| PodIP { ip }).collect();
