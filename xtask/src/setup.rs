@@ -33,6 +33,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "nftables", shown_by: "nft", need: Need::Tests },
     Package { name: "libseccomp2", shown_by: "/usr/lib/x86_64-linux-gnu/libseccomp.so.2", need: Need::Tests },
     Package { name: "libseccomp-dev", shown_by: "/usr/include/seccomp.h", need: Need::Tests },
+    Package { name: "containernetworking-plugins", shown_by: "/usr/lib/cni/bridge", need: Need::Tests },
     Package { name: "pkg-config", shown_by: "pkg-config", need: Need::Tests },
 ];
 

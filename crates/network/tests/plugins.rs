@@ -1,5 +1,5 @@
-//! The plugins of containernetworking executed from a conflist: directory in `$CORACLE_CNI_PLUGINS` (Debian's package
-//! containernetworking-plugins has them in /usr/lib/cni).
+//! The plugins of containernetworking executed from a conflist: directory in `$CORACLE_CNI_PLUGINS`, else where Debian's package
+//! containernetworking-plugins has them.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -12,10 +12,11 @@ const TEST: &str = "upstream_plugins_attach_check_and_detach";
 
 #[test]
 fn upstream_plugins_attach_check_and_detach() {
-    let Ok(plugins) = std::env::var("CORACLE_CNI_PLUGINS") else {
-        eprintln!("SKIPPED: {TEST}: CORACLE_CNI_PLUGINS is not set");
+    let plugins = std::env::var("CORACLE_CNI_PLUGINS").unwrap_or_else(|_| "/usr/lib/cni".to_owned());
+    if !Utf8Path::new(&plugins).join("bridge").exists() {
+        eprintln!("SKIPPED: {TEST}: no CNI plugins in {plugins}");
         return;
-    };
+    }
     let ran = testkit::host::on_own_host(TEST, |_| run(Utf8Path::new(&plugins)));
     ran.unwrap();
 }

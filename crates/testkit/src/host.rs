@@ -176,7 +176,7 @@ fn directories(dir: &Path, found: &mut BTreeSet<String>) {
 
 /// Settings that change by themselves are left out.
 fn settings(dir: &Path, found: &mut BTreeSet<String>) {
-    const RESTLESS: [&str; 7] = ["random", "ns_last_pid", "pty", "nr", "neigh", "perf_event_max_sample_rate", "route"];
+    const RESTLESS: [&str; 8] = ["tcp_fastopen_key", "random", "ns_last_pid", "pty", "nr", "neigh", "perf_event_max_sample_rate", "route"];
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let (path, name) = (entry.path(), entry.file_name());
         if RESTLESS.iter().any(|r| name.to_str() == Some(r)) {
