@@ -1,4 +1,5 @@
-//! A real kube-apiserver on a real etcd, on loopback, in a directory of its own.
+//! An API server on loopback, in a directory of its own: the real kube-apiserver on a real etcd (`CORACLE_PEERS`), or ours
+//! (`CORACLE_BIN`, the coracle executable). Each program has its own certificate, none is in system:masters.
 #![allow(dead_code)]
 
 use std::net::TcpListener;
@@ -6,16 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub const ADMIN_TOKEN: &str = "admin-token";
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
-pub struct Upstream {
+/// A running server with the files to reach it.
+pub struct ApiServer {
     processes: Vec<Child>,
     dir: tempfile::TempDir,
-    pub kubeconfig: PathBuf,
     pub root_ca: PathBuf,
 }
 
-impl Drop for Upstream {
+impl Drop for ApiServer {
     fn drop(&mut self) {
         for process in self.processes.iter_mut().rev() {
             let _ = process.kill();
@@ -28,75 +29,80 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port()
 }
 
-impl Upstream {
-    /// Starts both; `None`, and a word on stderr, where the peers are not there.
+/// Writes the authority, the keys of service accounts, a certificate and a kubeconfig for each program.
+fn write_credentials(dir: &Path, api: u16, admin_group: &str) {
+    let write = |name: &str, text: String| std::fs::write(dir.join(name), text).expect("write");
+    let authority_key = KeyPair::generate().expect("key");
+    let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    write("ca.crt", authority.self_signed(&authority_key).expect("certificate").pem());
+    let authority = Issuer::new(authority, authority_key);
+    let accounts = KeyPair::generate().expect("key");
+    write("sa.key", accounts.serialize_pem());
+    write("sa.pub", accounts.public_key_pem());
+    let identities = [
+        ("server", "kube-apiserver", None),
+        ("admin", "kubernetes-admin", Some(admin_group)),
+        ("controller-manager", "system:kube-controller-manager", None),
+        ("scheduler", "system:kube-scheduler", None),
+    ];
+    for (file, name, group) in identities {
+        let key = KeyPair::generate().expect("key");
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut params = CertificateParams::new(names).expect("parameters");
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        if let Some(group) = group {
+            params.distinguished_name.push(DnType::OrganizationName, group);
+        }
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        write(&format!("{file}.crt"), params.signed_by(&key, &authority).expect("certificate").pem());
+        write(&format!("{file}.key"), key.serialize_pem());
+        let text = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {
+                "server": format!("https://127.0.0.1:{api}"), "certificate-authority": dir.join("ca.crt")}}],
+            "users": [{"name": "u", "user": {
+                "client-certificate": dir.join(format!("{file}.crt")), "client-key": dir.join(format!("{file}.key"))}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        });
+        write(&format!("{file}.conf"), text.to_string());
+    }
+}
+
+impl ApiServer {
+    /// Starts one; `None`, and a word on stderr, where there is none to start.
     pub async fn start(test: &str) -> Option<Self> {
-        let Some(peers) = std::env::var_os("CORACLE_PEERS").map(PathBuf::from) else {
-            eprintln!("SKIPPED: {test}: CORACLE_PEERS is not set");
-            return None;
-        };
-        for peer in ["etcd", "kube-apiserver"] {
-            if !peers.join(peer).exists() {
+        let var = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let dir = tempfile::tempdir().expect("tempdir");
+        let api = free_port();
+        let processes = if let Some(coracle) = var("CORACLE_BIN") {
+            write_credentials(dir.path(), api, "coracle:cluster-admins");
+            vec![start_ours(&coracle, dir.path(), api)]
+        } else if let Some(peers) = var("CORACLE_PEERS") {
+            let missing = ["etcd", "kube-apiserver"].into_iter().find(|peer| !peers.join(peer).exists());
+            if let Some(peer) = missing {
                 eprintln!("SKIPPED: {test}: {} is not there", peers.join(peer).display());
                 return None;
             }
-        }
-        let dir = tempfile::tempdir().expect("tempdir");
-        let path = |name: &str| dir.path().join(name);
-        let key = rcgen::KeyPair::generate().expect("key");
-        std::fs::write(path("sa.key"), key.serialize_pem()).expect("write");
-        std::fs::write(path("sa.pub"), key.public_key_pem()).expect("write");
-        std::fs::write(path("tokens.csv"), format!("{ADMIN_TOKEN},admin,admin,system:masters\n")).expect("write");
-        let (client, peer, api) = (free_port(), free_port(), free_port());
-        let etcd_config = format!(
-            "data-dir: {}\nlisten-client-urls: http://127.0.0.1:{client}\nadvertise-client-urls: http://127.0.0.1:{client}\n\
-             listen-peer-urls: http://127.0.0.1:{peer}\ninitial-advertise-peer-urls: http://127.0.0.1:{peer}\n\
-             initial-cluster: default=http://127.0.0.1:{peer}\nunsafe-no-fsync: true\nlog-level: error\n",
-            path("etcd").display()
-        );
-        std::fs::write(path("etcd.yaml"), etcd_config).expect("write");
-        let log = |name: &str| Stdio::from(std::fs::File::create(path(name)).expect("log"));
-        let etcd = Command::new(peers.join("etcd"))
-            .arg(format!("--config-file={}", path("etcd.yaml").display()))
-            .stdout(Stdio::null())
-            .stderr(log("etcd.log"))
-            .spawn()
-            .expect("start etcd");
-        let file = |name: &str| path(name).display().to_string();
-        let apiserver = Command::new(peers.join("kube-apiserver"))
-            .args([
-                format!("--etcd-servers=http://127.0.0.1:{client}"),
-                format!("--secure-port={api}"),
-                "--bind-address=127.0.0.1".to_owned(),
-                "--advertise-address=127.0.0.1".to_owned(),
-                "--endpoint-reconciler-type=none".to_owned(),
-                format!("--cert-dir={}", file("certs")),
-                format!("--token-auth-file={}", file("tokens.csv")),
-                "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-                format!("--service-account-key-file={}", file("sa.pub")),
-                format!("--service-account-signing-key-file={}", file("sa.key")),
-                "--authorization-mode=Node,RBAC".to_owned(),
-                "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-            ])
-            .stdout(Stdio::null())
-            .stderr(log("apiserver.log"))
-            .spawn()
-            .expect("start kube-apiserver");
-        let kubeconfig = path("kubeconfig");
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters:\n- name: c\n  cluster:\n    server: https://127.0.0.1:{api}\n    \
-             insecure-skip-tls-verify: true\nusers:\n- name: u\n  user:\n    token: {ADMIN_TOKEN}\ncontexts:\n- name: c\n  context:\n    \
-             cluster: c\n    user: u\n"
-        );
-        std::fs::write(&kubeconfig, text).expect("write");
-        let root_ca = path("certs").join("apiserver.crt");
-        let upstream = Self { processes: vec![etcd, apiserver], kubeconfig, root_ca, dir };
-        upstream.wait_ready().await;
-        Some(upstream)
+            write_credentials(dir.path(), api, "system:masters");
+            start_upstream(&peers, dir.path(), api)
+        } else {
+            eprintln!("SKIPPED: {test}: neither CORACLE_PEERS nor CORACLE_BIN is set");
+            return None;
+        };
+        let server = Self { processes, root_ca: dir.path().join("ca.crt"), dir };
+        server.wait_ready().await;
+        Some(server)
+    }
+
+    /// The kubeconfig of `admin`, `controller-manager` or `scheduler`.
+    pub fn kubeconfig(&self, program: &str) -> String {
+        self.dir.path().join(format!("{program}.conf")).display().to_string()
     }
 
     pub async fn client(&self) -> kube::Client {
-        client::connect(&self.kubeconfig, "test").await.expect("client")
+        client::connect(Path::new(&self.kubeconfig("admin")), "test").await.expect("client")
     }
 
     async fn wait_ready(&self) {
@@ -107,18 +113,68 @@ impl Upstream {
             if client.request_text(request).await.is_ok_and(|answer| answer == "ok") {
                 return;
             }
-            assert!(Instant::now() < deadline, "kube-apiserver is not ready:\n{}", self.log("apiserver.log"));
+            let log = || std::fs::read_to_string(self.dir.path().join("apiserver.log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "the API server is not ready:\n{}", log());
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
+}
 
-    pub fn log(&self, name: &str) -> String {
-        std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default()
-    }
+fn shared_flags(dir: &Path, api: u16) -> Vec<String> {
+    let file = |name: &str| dir.join(name).display().to_string();
+    vec![
+        format!("--secure-port={api}"),
+        "--bind-address=127.0.0.1".to_owned(),
+        "--advertise-address=127.0.0.1".to_owned(),
+        format!("--tls-cert-file={}", file("server.crt")),
+        format!("--tls-private-key-file={}", file("server.key")),
+        format!("--client-ca-file={}", file("ca.crt")),
+        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--service-account-key-file={}", file("sa.pub")),
+        format!("--service-account-signing-key-file={}", file("sa.key")),
+        "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+    ]
+}
 
-    pub fn path(&self) -> &Path {
-        self.dir.path()
-    }
+fn spawn(program: PathBuf, args: Vec<String>, log: PathBuf) -> Child {
+    let log = std::fs::File::create(log).expect("log");
+    Command::new(&program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap_or_else(|error| panic!("start {}: {error}", program.display()))
+}
+
+fn start_ours(coracle: &Path, dir: &Path, api: u16) -> Child {
+    let mut args = vec!["apiserver".to_owned()];
+    args.extend(shared_flags(dir, api));
+    args.push(format!("--data-dir={}", dir.join("data").display()));
+    spawn(coracle.to_owned(), args, dir.join("apiserver.log"))
+}
+
+fn start_upstream(peers: &Path, dir: &Path, api: u16) -> Vec<Child> {
+    let (client, peer) = (free_port(), free_port());
+    let etcd_config = serde_json::json!({
+        "data-dir": dir.join("etcd"), "log-level": "error", "unsafe-no-fsync": true,
+        "listen-client-urls": format!("http://127.0.0.1:{client}"),
+        "advertise-client-urls": format!("http://127.0.0.1:{client}"),
+        "listen-peer-urls": format!("http://127.0.0.1:{peer}"),
+        "initial-advertise-peer-urls": format!("http://127.0.0.1:{peer}"),
+        "initial-cluster": format!("default=http://127.0.0.1:{peer}"),
+    });
+    let config = dir.join("etcd.yaml");
+    std::fs::write(&config, etcd_config.to_string()).expect("write");
+    let etcd = spawn(peers.join("etcd"), vec![format!("--config-file={}", config.display())], dir.join("etcd.log"));
+    let mut args = shared_flags(dir, api);
+    args.extend([
+        format!("--etcd-servers=http://127.0.0.1:{client}"),
+        "--endpoint-reconciler-type=none".to_owned(),
+        format!("--cert-dir={}", dir.join("certs").display()),
+        "--authorization-mode=Node,RBAC".to_owned(),
+    ]);
+    vec![etcd, spawn(peers.join("kube-apiserver"), args, dir.join("apiserver.log"))]
 }
 
 /// Asks again until the answer is there.

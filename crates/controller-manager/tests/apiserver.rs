@@ -1,11 +1,11 @@
-//! The controllers against a real kube-apiserver.
+//! The controllers on an API server: the real kube-apiserver, or ours (see `common`).
 
 mod common;
 
 use std::time::Duration;
 
 use clap::Parser;
-use common::{Upstream, eventually};
+use common::{ApiServer, eventually};
 use controller_manager::Config;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, ServiceAccount};
@@ -21,7 +21,7 @@ struct Cli {
 }
 
 struct Running {
-    upstream: Upstream,
+    server: ApiServer,
     client: Client,
     cancel: CancellationToken,
     task: tokio::task::JoinHandle<Result<(), controller_manager::Error>>,
@@ -29,21 +29,21 @@ struct Running {
 
 impl Running {
     async fn start(test: &str, flags: &[&str]) -> Option<Self> {
-        let upstream = Upstream::start(test).await?;
-        let kubeconfig = upstream.kubeconfig.display().to_string();
-        let root_ca = upstream.root_ca.display().to_string();
+        let server = ApiServer::start(test).await?;
+        let kubeconfig = server.kubeconfig("controller-manager");
+        let root_ca = server.root_ca.display().to_string();
         let fixed = ["x", "--kubeconfig", &kubeconfig, "--root-ca-file", &root_ca, "--use-service-account-credentials=true"];
         let config = Cli::try_parse_from(fixed.iter().chain(flags)).expect("flags").config;
         let cancel = CancellationToken::new();
         let task = tokio::spawn(controller_manager::run(config, cancel.clone()));
-        let client = upstream.client().await;
-        Some(Self { upstream, client, cancel, task })
+        let client = server.client().await;
+        Some(Self { server, client, cancel, task })
     }
 
     async fn stop(self) {
         self.cancel.cancel();
         tokio::time::timeout(Duration::from_secs(10), self.task).await.expect("in time").expect("task").expect("run");
-        drop(self.upstream);
+        drop(self.server);
     }
 }
 
