@@ -3,6 +3,7 @@
 use apimachinery::codec::protobuf;
 use apimachinery::normalize::normalize;
 use apimachinery::schema::{Container, Field, Item, Shape, TypeId, schema};
+use apimachinery::{defaulting, kinds, strategy, support, table, validation};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use serde_json::{Map, Value, json};
@@ -70,6 +71,39 @@ proptest! {
             let bytes = protobuf::encode_raw(id, &object).expect("a normalized object encodes");
             let back = protobuf::decode_raw(id, &bytes).map_err(|error| TestCaseError::fail(format!("{}: {error}", found.name)))?;
             prop_assert_eq!(back, object, "{}", found.name);
+        }
+    }
+
+    /// Defaults are idempotent and keep the canonical form; preparation, validation, tables and support take any object.
+    #[test]
+    fn pipeline_takes_anything(seed in any::<[u8; 32]>()) {
+        let mut rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+        let now = "2026-01-01T00:00:00Z".parse().expect("a time");
+        for kind in kinds::all() {
+            let mut make = || {
+                let mut object = value(&mut rng, kind.type_id, 0);
+                normalize(kind.type_id, &mut object).expect("made to fit");
+                object
+            };
+            let (mut object, mut old) = (make(), make());
+            let _ = support::check_update(kind, &object, &old);
+            for object in [&mut object, &mut old] {
+                defaulting::default(kind, object);
+                let once = object.clone();
+                defaulting::default(kind, object);
+                prop_assert_eq!(&once, &*object, "{}", kind.kind);
+                normalize(kind.type_id, object).expect("defaults fit");
+            }
+            let mut created = object.clone();
+            strategy::prepare_create(kind, &mut created);
+            let _ = (validation::create(kind, &created), strategy::warnings_create(kind, &created));
+            let mut updated = object.clone();
+            strategy::prepare_update(kind, &mut updated, &old);
+            let _ = validation::update(kind, &updated, &old);
+            strategy::prepare_status_update(kind, &mut object, &old);
+            let _ = validation::update_status(kind, &object, &old);
+            let row = table::row(kind, &created, now);
+            prop_assert_eq!(row["cells"].as_array().map(Vec::len), Some(table::columns(kind).len()));
         }
     }
 

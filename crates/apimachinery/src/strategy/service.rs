@@ -24,8 +24,8 @@ pub(super) fn update(object: &mut Value, old: &Value) {
     if same_ips && ip != old_ip {
         if ip.is_empty() {
             remove(object, &["clusterIPs"]);
-        } else {
-            object["spec"]["clusterIPs"][0] = ip.into();
+        } else if let Some(first) = object.pointer_mut("/spec/clusterIPs/0") {
+            *first = ip.into();
         }
     }
     create(object);
