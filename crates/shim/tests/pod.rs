@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Host, cannot_run, entries, process, read_fifo, until};
+use prost::Message;
 use protocols::shim::coracle::{self, AttachRequest, AttachResponse, InfoResponse, ReopenLogRequest, ReopenLogResponse};
 use protocols::shim::pod::{LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig};
 use protocols::shim::sandbox::v1 as sandbox;
@@ -390,5 +391,54 @@ fn a_slow_hook_delays_no_neighbour_and_long_lines_are_split() {
         shim.delete(id, "").expect("deleted");
     }
     assert_eq!(entries(&log, "stdout").iter().map(String::len).sum::<usize>(), 40000);
+    end(&host, &shim);
+}
+
+#[test]
+fn limits_change_and_running_out_of_memory_is_told() {
+    need_root!("limits_change_and_running_out_of_memory_is_told");
+    let host = Host::new("oom");
+    let shim = host.start("pod7");
+    shim.create_sandbox(&host, &config()).expect("created");
+    let start = sandbox::StartSandboxRequest { sandbox_id: "pod7".into() };
+    let started: sandbox::StartSandboxResponse = shim.sandbox("StartSandbox", &start).expect("started");
+    const MIB: u64 = 1 << 20;
+    let bundle = host.bundle("c1", "read go; tail /dev/zero; echo survived; exec sleep 1000", |config| {
+        join(started.pid)(config);
+        config["linux"]["resources"]["memory"] = serde_json::json!({ "limit": 64 * MIB });
+    });
+    let log = host.dir.join("c1.log");
+    shim.create(&host, "c1", &bundle, |request| {
+        log_to(&log)(request);
+        request.stdin = "cri-log:///dev/null".into();
+    })
+    .expect("created");
+    shim.start("c1", "").expect("started");
+    let limit = || {
+        let stats: task::StatsResponse = shim.task("Stats", &task::StatsRequest { id: "c1".into() }).expect("stats");
+        let any = stats.stats.expect("stats");
+        if any.type_url == protocols::shim::cgroups::v1::TYPE_URL {
+            let metrics = protocols::shim::cgroups::v1::Metrics::decode(any.value.as_slice()).expect("metrics");
+            metrics.memory.expect("memory").usage.expect("usage").limit
+        } else {
+            let metrics = protocols::shim::cgroups::v2::Metrics::decode(any.value.as_slice()).expect("metrics");
+            metrics.memory.expect("memory").usage_limit
+        }
+    };
+    assert_eq!(limit(), 64 * MIB);
+    let resources = serde_json::json!({ "memory": { "limit": 24 * MIB } }).to_string().into_bytes();
+    let type_url = protocols::shim::OCI_RESOURCES_TYPE_URL.to_owned();
+    let update =
+        task::UpdateTaskRequest { id: "c1".into(), resources: Some(prost_types::Any { type_url, value: resources }), ..Default::default() };
+    let _: () = shim.task("Update", &update).expect("updated");
+    assert_eq!(limit(), 24 * MIB);
+    let close = task::CloseIoRequest { id: "c1".into(), exec_id: String::new(), stdin: true };
+    let _: () = shim.task("CloseIO", &close).expect("closed");
+    until("it is told", || host.topics().iter().any(|topic| topic == "/tasks/oom"));
+    until("only the one process was killed", || entries(&log, "stdout") == ["survived"]);
+    let wait = shim.wait("c1", "");
+    shim.kill("c1", "", 9).expect("killed");
+    wait.answer::<task::WaitResponse>().expect("an exit");
+    shim.delete("c1", "").expect("deleted");
     end(&host, &shim);
 }
