@@ -81,6 +81,10 @@ impl Server {
             sandbox.link.send_replace(Link::Lost);
             return Some(ShimSeen::Gone);
         }
+        if record.phase == SandboxPhase::Creating {
+            self.find_unknown_shim(sandbox).await;
+            return None;
+        }
         let started = record.shim.clone()?;
         match Shim::connect(&started).await {
             Ok(shim) => {
@@ -106,6 +110,27 @@ impl Server {
                 tracing::warn!(sandbox_id = record.id, %error, "the shim does not know its sandbox");
                 Some(ShimSeen::Alive { ready: false, pid: 0 })
             }
+        }
+    }
+
+    /// A sandbox that was being made may have a shim that no record knows: `start` answers with that one's address.
+    async fn find_unknown_shim(&self, sandbox: &Sandbox) {
+        if !sandbox.bundle().is_dir() {
+            return;
+        }
+        let found = match self.launcher.start(&sandbox.id, &sandbox.bundle()).await {
+            Ok(started) => {
+                let shim = Shim::connect(&started).await;
+                sandbox.change(|facts| facts.shim = Some(started));
+                shim.map_err(Error::shim("connect to the shim of", &sandbox.id))
+            }
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok(shim) => {
+                sandbox.link.send_replace(Link::Up(shim));
+            }
+            Err(error) => tracing::warn!(sandbox_id = sandbox.id, error = error.chain(), "no shim of a half made sandbox"),
         }
     }
 
@@ -152,7 +177,11 @@ impl Server {
             let network = Arc::clone(&self.network);
             let live: HashSet<String> = live.into_iter().collect();
             let done = self.blocking(move || {
-                network.reconcile(&live).map_err(|source| Error::Network { act: "reconcile the networks", id: "all".to_owned(), source })
+                network.reconcile(&live).map_err(|source| Error::Network {
+                    act: "reconcile the networks",
+                    id: "all".to_owned(),
+                    source: Box::new(source),
+                })
             });
             failures.extend(done.await.err());
         }

@@ -62,6 +62,8 @@ impl Server {
         self.registry(|registry| registry.reserve(&name, &id))?;
         let server = Arc::clone(self);
         self.finish(async move {
+            // The removal of the sandbox waits for this, and then finds the container.
+            let _one = server.locks.acquire(&creation_key(&sandbox.id)).await;
             let made = server.make_container(&id, &sandbox, &pod, config).await;
             match made {
                 Ok(container) => {
@@ -89,8 +91,6 @@ impl Server {
         pod: &PodSandboxConfig,
         config: ContainerConfig,
     ) -> Result<Arc<Container>> {
-        // A sandbox that is being removed takes no container.
-        let _shared = self.locks.acquire(&format!("create/{}", sandbox.id)).await;
         let span = Span::begin(pod_uid(pod), "cri.CreateContainer");
         if !sandbox.is_ready() {
             return Err(Error::State { kind: "sandbox", id: sandbox.id.clone(), state: "not ready" });
@@ -505,6 +505,11 @@ impl Server {
         })
         .await
     }
+}
+
+/// The key of the lock under which containers of a sandbox are made.
+pub fn creation_key(sandbox_id: &str) -> String {
+    format!("create/{sandbox_id}")
 }
 
 /// Reads a bundle's `config.json`.

@@ -39,9 +39,9 @@ pub enum Error {
     #[error("failed to start the shim of {id}: {reason}")]
     ShimStart { id: String, reason: String },
     #[error("failed to {act} {object}")]
-    Image { act: &'static str, object: String, source: image_store::Error },
+    Image { act: &'static str, object: String, source: Box<image_store::Error> },
     #[error("failed to {act} of sandbox {id}")]
-    Network { act: &'static str, id: String, source: network::Error },
+    Network { act: &'static str, id: String, source: Box<network::Error> },
     #[error("failed to {act}")]
     Kernel { act: String, source: linux::Error },
     #[error("failed to serve {endpoint}")]

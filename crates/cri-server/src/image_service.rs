@@ -53,10 +53,8 @@ impl ImageService for Images {
         let name = reference(request.image)?;
         let uid = request.sandbox_config.as_ref().map_or_else(String::new, |config| pod_uid(config).to_owned());
         let span = Span::begin(&uid, "cri.PullImage");
-        let image = self.0.images.pull(&name, request.auth, self.0.cancel.child_token()).await.map_err(|error| {
-            tracing::warn!(image = name, error = error.chain(), "failed to pull an image");
-            error
-        })?;
+        let pulled = self.0.images.pull(&name, request.auth, self.0.cancel.child_token()).await;
+        let image = pulled.inspect_err(|error| tracing::warn!(image = name, error = error.chain(), "failed to pull an image"))?;
         span.end();
         Ok(Response::new(PullImageResponse { image_ref: image.id }))
     }

@@ -25,7 +25,7 @@ pub struct Images(Arc<ImageStore>);
 
 fn failed(act: &'static str, object: impl Into<String>) -> impl FnOnce(image_store::Error) -> Error {
     let object = object.into();
-    move |source| Error::Image { act, object, source }
+    move |source| Error::Image { act, object, source: Box::new(source) }
 }
 
 /// The gRPC code of a store's error.

@@ -135,7 +135,11 @@ pub async fn down(config: Config) -> Result<()> {
     let network = Arc::clone(&server.network);
     let removed = server
         .blocking(move || {
-            network.remove_all().map_err(|source| Error::Network { act: "remove the networks", id: "all".to_owned(), source })
+            network.remove_all().map_err(|source| Error::Network {
+                act: "remove the networks",
+                id: "all".to_owned(),
+                source: Box::new(source),
+            })
         })
         .await;
     failures.extend(removed.err());
@@ -209,11 +213,11 @@ async fn open(config: Config, shim: camino::Utf8PathBuf, stream_url: String, can
     fs::create_dir_all(&config.root).map_err(Error::io("make directory", &config.root))?;
     let store = image_store::ImageStore::open(config.root.as_std_path(), image_store::Options::default())
         .await
-        .map_err(|source| Error::Image { act: "open", object: config.root.to_string(), source })?;
+        .map_err(|source| Error::Image { act: "open", object: config.root.to_string(), source: Box::new(source) })?;
     let network = tokio::task::spawn_blocking(move || network::Network::open(network_config))
         .await
         .map_err(|_| Error::ShuttingDown)?
-        .map_err(|source| Error::Network { act: "open the networks", id: "all".to_owned(), source })?;
+        .map_err(|source| Error::Network { act: "open the networks", id: "all".to_owned(), source: Box::new(source) })?;
     let launcher = Launcher::new(shim, config.runtime_binary.clone(), &config.address, &config.state);
     let engines = Engines { images: Images::new(Arc::new(store)), network: Arc::new(network), launcher, stream_url };
     Server::new(config, engines, cancel)

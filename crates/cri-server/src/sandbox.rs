@@ -15,6 +15,7 @@ use protocols::cri::v1::{
 use protocols::shim::pod;
 use protocols::shim::sandbox::v1::CreateSandboxRequest;
 
+use crate::container::creation_key;
 use crate::error::{Error, Result};
 use crate::record::{Encoded, SandboxPhase, SandboxRecord, VERSION};
 use crate::server::{Server, Span, pod_uid};
@@ -223,8 +224,11 @@ impl Server {
         let pod = pod_network(sandbox, &netns)?;
         let network = Arc::clone(&self.network);
         let id = sandbox.id.clone();
-        let attachment =
-            self.blocking(move || network.setup(&pod).map_err(|source| Error::Network { act: "set up the network", id, source })).await?;
+        let attachment = self
+            .blocking(move || {
+                network.setup(&pod).map_err(|source| Error::Network { act: "set up the network", id, source: Box::new(source) })
+            })
+            .await?;
         span.end();
         Ok(attachment.ips.iter().map(ToString::to_string).collect())
     }
@@ -279,7 +283,8 @@ impl Server {
         let network = Arc::clone(&self.network);
         let id = sandbox.id.clone();
         self.blocking(move || {
-            let down = network.teardown(&id).map_err(|source| Error::Network { act: "tear down the network", id, source });
+            let down =
+                network.teardown(&id).map_err(|source| Error::Network { act: "tear down the network", id, source: Box::new(source) });
             let gone = network::netns::remove(&netns)
                 .map_err(|error| Error::Serve { endpoint: format!("the network namespace {netns}"), source: error.into() });
             down.and(gone)
@@ -287,9 +292,10 @@ impl Server {
         .await
     }
 
-    /// Ends the shim, and by its `delete` command what it would leave.
+    /// Ends the shim; if it is gone, its `delete` command ends what it left.
     async fn end_shim(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<()> {
         let id = &sandbox.id;
+        let mut is_clean = false;
         if let Some(shim) = sandbox.shim() {
             let stopped = shim.stop_sandbox(id, STOP_GRACE).await;
             if let Err(error) = stopped
@@ -299,12 +305,27 @@ impl Server {
                 tracing::warn!(sandbox_id = id, %error, "failed to stop the sandbox in its shim");
             }
             shim.shutdown_sandbox(id).await.map_err(Error::shim("shut down the shim of", id))?;
-            let _ = tokio::time::timeout(SHIM_EXIT, shim.closed()).await;
+            is_clean = tokio::time::timeout(SHIM_EXIT, shim.closed()).await.is_ok();
         }
         sandbox.link.send_replace(Link::Lost);
-        if sandbox.facts().shim.is_some() && sandbox.bundle().is_dir() {
-            self.launcher.delete(id, &sandbox.bundle()).await?;
-            sandbox.change(|facts| facts.shim = None);
+        if !is_clean {
+            self.delete_leftovers(sandbox).await?;
+        }
+        sandbox.change(|facts| facts.shim = None);
+        Ok(())
+    }
+
+    /// Runs the `delete` command for a sandbox without its shim, and for its containers, as containerd does.
+    async fn delete_leftovers(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<()> {
+        if sandbox.facts().shim.is_none() {
+            return Ok(());
+        }
+        let containers = self.registry(|registry| registry.containers_of(&sandbox.id));
+        let bundles = containers.iter().map(|container| (container.id.clone(), container.bundle()));
+        for (id, bundle) in bundles.chain([(sandbox.id.clone(), sandbox.bundle())]) {
+            if bundle.is_dir() {
+                self.launcher.delete(&id, &bundle).await?;
+            }
         }
         Ok(())
     }
@@ -339,6 +360,9 @@ impl Server {
                 _ => {}
             }
         }
+        if sandbox.shim().is_none() && was_ready {
+            errors.extend(self.delete_leftovers(sandbox).await.err());
+        }
         errors.extend(self.release_network(sandbox).await.err());
         if !is_host_ipc(&sandbox.config) {
             let shm = sandbox.dir.join("shm");
@@ -365,6 +389,8 @@ impl Server {
         self.finish(async move {
             let _one = server.locks.acquire(&sandbox.id).await;
             server.stop_sandbox(&sandbox).await?;
+            // Not ready by now: no container is made in it any more, and the last one is in the table.
+            drop(server.locks.acquire(&creation_key(&sandbox.id)).await);
             for container in server.registry(|registry| registry.containers_of(&sandbox.id)) {
                 server.remove(&container).await?;
             }

@@ -61,7 +61,8 @@ impl CallError {
     }
 }
 
-type Answer = oneshot::Sender<Result<Vec<u8>, RpcError>>;
+type Payload = Result<Vec<u8>, RpcError>;
+type Answer = oneshot::Sender<Payload>;
 
 /// Calls that wait for an answer; `None` when the connection has ended.
 type Pending = Arc<Mutex<Option<HashMap<u32, Answer>>>>;
@@ -139,7 +140,7 @@ impl Client {
         A::decode(payload.as_slice()).map_err(|error| CallError::Protocol { method, reason: error.to_string() })
     }
 
-    fn register(&self, method: &'static str) -> Result<(u32, oneshot::Receiver<Result<Vec<u8>, RpcError>>), CallError> {
+    fn register(&self, method: &'static str) -> Result<(u32, oneshot::Receiver<Payload>), CallError> {
         let stream = {
             let mut next = self.next_stream.lock().unwrap_or_else(PoisonError::into_inner);
             let stream = *next;

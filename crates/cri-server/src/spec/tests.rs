@@ -39,7 +39,7 @@ impl Case {
             },
             config: ContainerConfig {
                 metadata: Some(ContainerMetadata { name: "nginx".into(), attempt: 0 }),
-                envs: vec![KeyValue { key: "A".into(), value: b"1".to_vec().into() }],
+                envs: vec![KeyValue { key: "A".into(), value: b"1".to_vec() }],
                 mounts: vec![mount("/etc/hosts", "/pod/etc-hosts", false), mount("/cm", "/pod/cm", true)],
                 linux: Some(LinuxContainerConfig {
                     resources: Some(LinuxContainerResources {
