@@ -328,16 +328,23 @@ pub fn pivot_root(new_root: BorrowedFd<'_>) -> Result<()> {
     crate::fs::chdir(Path::new("/"))
 }
 
-/// Moves the mount at the present directory over "/" and enters it (`--no-pivot`: for a root on the initial ramfs,
-/// which cannot be pivoted away from).
+/// Enters the root `new_root`, which is mounted over "/" (`--no-pivot`: for hosts whose root is the initial ramfs, which
+/// cannot be pivoted away from). The host's root stays below it, so its procfs and sysfs mounts are taken out of this mount
+/// namespace first: a container must not find them unmasked.
 ///
 /// # Errors
 /// The kernel's answer to the step that failed.
 pub fn move_root(new_root: BorrowedFd<'_>) -> Result<()> {
+    let mut mounts = crate::mountinfo::read()?;
+    mounts.retain(|mount| matches!(mount.fstype.as_str(), "proc" | "sysfs") && mount.root == Path::new("/"));
+    for mount in mounts.iter().rev() {
+        match unmount(&mount.target, true) {
+            // The new root's own mounts are in the list too, by paths that are the old root's here.
+            Err(e) if e.is(libc::EINVAL) || e.is(libc::ENOENT) => {}
+            other => other?,
+        }
+    }
     crate::fs::chdir_fd(new_root)?;
-    // SAFETY: the strings are static; a move takes no type and no data.
-    let ret = unsafe { libc::mount(c".".as_ptr(), c"/".as_ptr(), ptr::null(), libc::MS_MOVE, ptr::null()) };
-    check(ret.into()).map_err(|e| Error::new("move mount", "to /", e))?;
     // SAFETY: the string is static.
     let ret = retry(|| unsafe { libc::chroot(c".".as_ptr()) }.into());
     ret.map_err(|e| Error::new("chroot", ".", e))?;

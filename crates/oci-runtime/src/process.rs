@@ -301,7 +301,7 @@ impl Prepared {
 }
 
 /// The longest message between the processes of this runtime, in bytes.
-pub const MESSAGE_BYTES_MAX: usize = 128 * 1024;
+pub const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 
 fn enter_directory(cwd: &Path) -> Result<()> {
     linux::fs::chdir(cwd)

@@ -119,6 +119,18 @@ fn what_is_mounted() {
 }
 
 #[test]
+fn the_root_can_be_moved_to() {
+    if !available("the_root_can_be_moved_to") {
+        return;
+    }
+    let mut bundle = Bundle::new("move");
+    bundle.shell("ls /; ls /proc/1/exe; wc -c < /proc/keys; pwd");
+    let answer = bundle.run(&["run", "--no-pivot", "--bundle", ".", "c"]);
+    assert!(answer.code == 0 && !answer.out.contains("home") && answer.out.ends_with("0\n/\n"), "{answer:?}");
+    bundle.assert_nothing_left();
+}
+
+#[test]
 fn links_of_the_image_lead_nowhere_outside() {
     if !available("links_of_the_image_lead_nowhere_outside") {
         return;

@@ -157,7 +157,7 @@ fn differences(profile: &Seccomp, ours: &[Instruction], theirs: &[Instruction], 
             continue;
         }
         for number in &numbers {
-            let trials = if profile.syscalls.iter().any(|rule| !rule.args.is_empty()) { 24 } else { 1 };
+            let trials = if profile.syscalls.iter().any(|rule| !rule.args.is_empty()) { 8 } else { 1 };
             for _ in 0..trials {
                 let mut data = vec![*number, audit, 0, 0];
                 for _ in 0..6 {
@@ -301,8 +301,8 @@ fn filters_hold_inside() {
         return;
     }
     let mut bundle = Bundle::new("seccomp");
-    let deny = |names: &[&str]| json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": 95 }] });
-    bundle.config["linux"]["seccomp"] = deny(&["mkdir", "mkdirat"]);
+    bundle.config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95 }] });
     bundle.shell("mkdir /d; grep Seccomp: /proc/self/status");
     for no_new_privileges in [true, false] {
         bundle.config["process"]["noNewPrivileges"] = json!(no_new_privileges);
