@@ -152,13 +152,14 @@ fn pods_are_masqueraded_outside_and_kept_off_the_host_loopback() {
         let outside = host.path().join("outside");
         netns::create(&outside).unwrap();
         let sh = |script: &str| assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
-        sh("ip link add up0 type veth peer name out0");
+        // Made from the other side: this host's namespace has no path, but a thread in it has a number.
+        let thread = std::fs::read_link("/proc/thread-self").unwrap();
+        let thread = thread.file_name().unwrap().to_str().unwrap().to_owned();
+        within(&outside, || {
+            sh(&format!("ip link add out0 type veth peer name up0 netns {thread}"));
+            sh("ip addr add 192.0.2.2/24 dev out0; ip link set out0 up");
+        });
         sh("ip addr add 192.0.2.1/24 dev up0; ip link set up0 up");
-        sh(&format!("nsenter --net={outside} true"));
-        let path = outside.clone();
-        // Moved by a process of ours, so that the namespace can be named by path.
-        sh(&format!("touch /run/netns-test 2>/dev/null; nsenter --net={path} sleep 5 & pid=$!; ip link set out0 netns $pid; kill $pid"));
-        sh(&format!("nsenter --net={path} sh -c 'ip addr add 192.0.2.2/24 dev out0; ip link set out0 up'; rm -f /run/netns-test"));
         serve(&outside, 90);
 
         let pod = host.pod("m", &[]);
