@@ -186,6 +186,7 @@ impl Allocator {
             }
             return Ok(claim);
         }
+        check_families(service)?;
         carry_over(service, old);
         self.claim_address(service, old, &mut claim)?;
         let address = text(service, &["spec", "clusterIP"]).to_owned();
@@ -286,6 +287,24 @@ impl Allocator {
         }
         Ok(())
     }
+}
+
+/// One family, IPv4, is all that this server has; a headless Service without selector may name any.
+fn check_families(service: &Value) -> Result<(), Status> {
+    let selector = service.pointer("/spec/selector").and_then(Value::as_object);
+    if text(service, &["spec", "clusterIP"]) == "None" && selector.is_none_or(serde_json::Map::is_empty) {
+        return Ok(());
+    }
+    let mut errors = Vec::new();
+    if text(service, &["spec", "ipFamilyPolicy"]) == "RequireDualStack" {
+        let why = "this cluster is not configured for dual-stack services";
+        errors.push(FieldError::invalid("spec.ipFamilyPolicy", "RequireDualStack", why));
+    }
+    let families = service.pointer("/spec/ipFamilies").and_then(Value::as_array).into_iter().flatten();
+    for (index, family) in families.enumerate().filter(|(_, family)| *family != "IPv4") {
+        errors.push(FieldError::invalid(format!("spec.ipFamilies[{index}]"), family.clone(), "not configured on this cluster"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "Service", name(service), &errors)) }
 }
 
 /// An update that leaves allocated fields out keeps them.

@@ -91,7 +91,7 @@ pub async fn get(ctx: &Ctx<'_>) -> Result<Response<Body>, Status> {
         wait_for(ctx, revision).await?;
     }
     let (stored, revision) = ctx.load().await?;
-    let include = Include::parse(ctx.query.get("includeObject"));
+    let include = Include::parse(ctx.query.get("includeObject"))?;
     let body = reply::render_stored(ctx.resource, ctx.accepted, &stored, revision, include, true)?;
     Ok(reply::bytes(200, ctx.accepted.media.as_str(), body))
 }
@@ -132,7 +132,7 @@ pub async fn list(ctx: &Ctx<'_>) -> Result<Response<Body>, Status> {
     let storage = ctx.storage()?;
     let page = page(ctx, storage).await?;
     let items = page.items.iter().map(|(stored, revision)| (stored.as_ref(), *revision));
-    let include = Include::parse(ctx.query.get("includeObject"));
+    let include = Include::parse(ctx.query.get("includeObject"))?;
     let body = reply::list(ctx.resource, storage, ctx.accepted, items, &page.meta, include)?;
     Ok(reply::bytes(200, ctx.accepted.media.as_str(), body))
 }
@@ -154,7 +154,7 @@ async fn page(ctx: &Ctx<'_>, storage: &Storage) -> Result<Page, Status> {
         Some(text) => text
             .parse::<i64>()
             .ok()
-            .filter(|limit| *limit >= 0)
+            .map(|limit| limit.max(0))
             .ok_or_else(|| Status::bad_request(format!("strconv.ParseInt: parsing \"{text}\": invalid syntax")))?,
     };
     let prefix = storage.collection(&ctx.info.namespace);

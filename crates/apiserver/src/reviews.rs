@@ -48,10 +48,8 @@ pub fn answer(resource: &str, mut review: Value, context: &Context) -> Result<Va
         "subjectaccessreviews" => access_review(&review, &reviewed_user(&review)?, context)?,
         "localsubjectaccessreviews" => {
             if text(&review, "/spec/resourceAttributes/namespace") != context.namespace {
-                return Err(Status::bad_request(format!(
-                    "spec.resourceAttributes.namespace must match namespace: {:?}",
-                    context.namespace
-                )));
+                let given = text(&review, "/spec/resourceAttributes/namespace");
+                return Err(invalid(FieldError::invalid("spec.resourceAttributes.namespace", given, "must match metadata.namespace")));
             }
             access_review(&review, &reviewed_user(&review)?, context)?
         }
@@ -62,6 +60,10 @@ pub fn answer(resource: &str, mut review: Value, context: &Context) -> Result<Va
     }
     review["status"] = status;
     Ok(review)
+}
+
+fn invalid(error: FieldError) -> Status {
+    Status::invalid("authorization.k8s.io", "", "", &[error])
 }
 
 fn user_info(user: &User) -> Value {
@@ -110,7 +112,7 @@ fn reviewed_user(review: &Value) -> Result<User, Status> {
         extra: Default::default(),
     };
     if user.name.is_empty() && user.groups.is_empty() {
-        return Err(Status::bad_request("at least one of user or group must be specified"));
+        return Err(invalid(FieldError::invalid("spec.user", "", "at least one of user or group must be specified")));
     }
     Ok(user)
 }
@@ -144,7 +146,7 @@ fn access_review(review: &Value, user: &User, context: &Context) -> Result<Value
         },
         _ => {
             let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-            return Err(Status::invalid("authorization.k8s.io", "", "", &[FieldError::invalid("spec", Value::Null, why)]));
+            return Err(invalid(FieldError::invalid("spec", Value::Null, why)));
         }
     };
     Ok(match context.authorizer.authorize(&attributes) {

@@ -8,7 +8,7 @@ use apimachinery::status::Status;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use http::header::{AUTHORIZATION, UPGRADE};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
@@ -61,6 +61,9 @@ async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, request: Request<Incomin
         if streams && info.verb == "get" && request.headers().contains_key(UPGRADE) {
             authorize(api, &user, &RequestInfo { verb: "create".to_owned(), ..info.clone() }, &node)?;
         }
+    }
+    if request.method() == Method::HEAD || (!info.is_resource && request.method() != Method::GET) {
+        return Err(wrong_method());
     }
     if !info.is_resource {
         return fixed(api, &path, &query, request.headers());
@@ -174,7 +177,7 @@ fn fixed(api: &Api, path: &str, query: &Query, headers: &HeaderMap) -> Result<Re
         _ => {}
     }
     if let Some(check) = HEALTH_PATHS.iter().find_map(|open| path.strip_prefix(&format!("{open}/"))) {
-        return checks(api).into_iter().find(|(name, _)| *name == check).map(|(_, good)| verdict(good)).ok_or_else(Status::no_such_path);
+        return Ok(checks(api).into_iter().find(|(name, _)| *name == check).map_or_else(nothing, |(_, good)| verdict(good)));
     }
     if let Some(document) = path.strip_prefix("/openapi/v3/").and_then(apimachinery::openapi::v3_document) {
         return Ok(reply::bytes(200, "application/json", document.json.clone()));

@@ -1,5 +1,6 @@
 //! `meta.k8s.io/v1` Tables: what `kubectl get` shows.
 
+use apimachinery::status::Status;
 use apimachinery::{KindFacts, table};
 use serde_json::{Value, json};
 
@@ -19,11 +20,17 @@ pub enum Include {
 
 impl Include {
     /// From the query parameter.
-    pub fn parse(text: Option<&str>) -> Self {
+    ///
+    /// # Errors
+    /// 400 for another value.
+    pub fn parse(text: Option<&str>) -> Result<Self, Status> {
         match text {
-            Some("None") => Self::None,
-            Some("Object") => Self::Object,
-            _ => Self::Metadata,
+            Some("None") => Ok(Self::None),
+            Some("Object") => Ok(Self::Object),
+            None | Some("Metadata") => Ok(Self::Metadata),
+            Some(other) => Err(Status::bad_request(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: \"{other}\": must be 'Metadata', 'Object', 'None', or empty"
+            ))),
         }
     }
 }

@@ -45,6 +45,8 @@ struct Watch {
     initial_end: Option<i64>,
     bookmarks: bool,
     sent: i64,
+    /// Revision of the last bookmark.
+    bookmarked: i64,
     next_bookmark: Instant,
     deadline: Instant,
     ended: bool,
@@ -77,7 +79,7 @@ pub async fn watch(ctx: &Ctx<'_>) -> Result<Response<Body>, Status> {
     }
     let bookmarks = ctx.query.flag("allowWatchBookmarks");
     let resource = Resource { facts: ctx.resource.facts, storage: ctx.resource.storage, converted: ctx.resource.converted };
-    let encoder = Encoder { resource, accepted: ctx.accepted, include: Include::parse(ctx.query.get("includeObject")), first: true };
+    let encoder = Encoder { resource, accepted: ctx.accepted, include: Include::parse(ctx.query.get("includeObject"))?, first: true };
     let prefix = storage.collection(&ctx.info.namespace);
     let (snapshot, subscription) = match ctx.api.cache.subscribe(ctx.keyspace()?, &prefix, start) {
         Ok(found) => found,
@@ -104,6 +106,7 @@ pub async fn watch(ctx: &Ctx<'_>) -> Result<Response<Body>, Status> {
         initial_end: (initial_events == Some(true) && bookmarks).then_some(snapshot.revision),
         bookmarks,
         sent: after,
+        bookmarked: 0,
         next_bookmark: now + BOOKMARK_INTERVAL,
         deadline: now + timeout,
         ended: false,
@@ -183,7 +186,7 @@ impl Encoder {
 
     fn bookmark(&mut self, revision: i64, initial_end: bool) -> Result<Vec<u8>, Status> {
         let facts = self.resource.facts;
-        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
         if initial_end {
             metadata["annotations"] = json!({INITIAL_EVENTS_END: "true"});
         }
@@ -260,6 +263,7 @@ impl Watch {
             return Ok(out);
         }
         if let Some(revision) = self.initial_end.take() {
+            self.bookmarked = revision;
             out.extend(self.encoder.bookmark(revision, true)?);
         }
         let api = self.api.clone();
@@ -277,7 +281,10 @@ impl Watch {
         let over = now >= self.deadline;
         if self.bookmarks && out.is_empty() && (over || now >= self.next_bookmark) {
             self.next_bookmark = now + BOOKMARK_INTERVAL;
-            out.extend(self.encoder.bookmark(self.sent, false)?);
+            if !over || self.sent > self.bookmarked {
+                out.extend(self.encoder.bookmark(self.sent, false)?);
+            }
+            self.bookmarked = self.sent;
         }
         self.ended |= over;
         Ok(out)

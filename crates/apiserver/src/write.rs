@@ -88,7 +88,7 @@ pub struct Stored {
 /// # Errors
 /// When it cannot be encoded as asked.
 pub fn answer(ctx: &Ctx<'_>, code: u16, stored: &Stored, warnings: &[String]) -> Result<Response<Body>, Status> {
-    let include = Include::parse(ctx.query.get("includeObject"));
+    let include = Include::parse(ctx.query.get("includeObject")).unwrap_or_default();
     let body = reply::render_stored(ctx.resource, ctx.accepted, &stored.value, stored.revision, include, true)?;
     let mut response = reply::bytes(code, ctx.accepted.media.as_str(), body);
     reply::warn(&mut response, warnings);
@@ -354,7 +354,11 @@ pub fn prepare_update(ctx: &Ctx<'_>, old: &Value, mut new: Value) -> Result<Step
         if ctx.info.verb == "patch" {
             invalid(ctx, old, &[FieldError::invalid("metadata.uid", uid, "field is immutable")])?;
         }
-        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
+        let why = format!(
+            "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in \
+             precondition: {uid}, UID in object meta: {old_uid}",
+            ctx.key()?
+        );
         return Err(Status::conflict(&facts.group, &facts.resource, &ctx.info.name, &why));
     }
     let wanted = object::text(&new, &["metadata", "resourceVersion"]);
@@ -471,10 +475,7 @@ impl Patch {
                 return Err(Status { code: 415, reason: "UnsupportedMediaType", message, details: Some(serde_json::json!({})) });
             }
         };
-        let value = serde_json::from_slice(body).map_err(|error| match media_type {
-            "application/merge-patch+json" => Status::bad_request("invalid JSON patch"),
-            _ => Status::bad_request(format!("error decoding patch: {error}")),
-        })?;
+        let value = serde_json::from_slice(body).map_err(|_| Status::bad_request("invalid JSON patch"))?;
         Ok(make(value))
     }
 
