@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use clap::Parser;
-use common::{ApiServer, eventually};
+use common::{ApiServer, Kind, available, eventually};
 use controller_manager::Config;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, ServiceAccount};
@@ -28,8 +28,8 @@ struct Running {
 }
 
 impl Running {
-    async fn start(test: &str, flags: &[&str]) -> Option<Self> {
-        let server = ApiServer::start(test).await?;
+    async fn start(kind: &Kind, flags: &[&str]) -> Self {
+        let server = ApiServer::start(kind).await;
         let kubeconfig = server.kubeconfig("controller-manager");
         let root_ca = server.root_ca.display().to_string();
         let fixed = ["x", "--kubeconfig", &kubeconfig, "--root-ca-file", &root_ca, "--use-service-account-credentials=true"];
@@ -37,7 +37,7 @@ impl Running {
         let cancel = CancellationToken::new();
         let task = tokio::spawn(controller_manager::run(config, cancel.clone()));
         let client = server.client().await;
-        Some(Self { server, client, cancel, task })
+        Self { server, client, cancel, task }
     }
 
     async fn stop(self) {
@@ -90,9 +90,8 @@ async fn rolled_out(client: &Client, seconds: u64, image: &str, replicas: i32) {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deployment_lives_its_life() {
-    let Some(running) = Running::start("a_deployment_lives_its_life", &[]).await else { return };
+async fn a_deployment_lives_its_life(kind: Kind) {
+    let running = Running::start(&kind, &[]).await;
     let client = running.client.clone();
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
     let replica_sets: Api<ReplicaSet> = Api::namespaced(client.clone(), "default");
@@ -147,9 +146,8 @@ async fn a_deployment_lives_its_life() {
     running.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_namespace_goes_with_all_it_holds() {
-    let Some(running) = Running::start("a_namespace_goes_with_all_it_holds", &[]).await else { return };
+async fn a_namespace_goes_with_all_it_holds(kind: Kind) {
+    let running = Running::start(&kind, &[]).await;
     let client = running.client.clone();
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let namespace = serde_json::from_value(json!({"metadata": {"name": "goes"}})).expect("namespace");
@@ -169,9 +167,8 @@ async fn a_namespace_goes_with_all_it_holds() {
     running.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn garbage_is_collected_in_three_ways() {
-    let Some(running) = Running::start("garbage_is_collected_in_three_ways", &[]).await else { return };
+async fn garbage_is_collected_in_three_ways(kind: Kind) {
+    let running = Running::start(&kind, &[]).await;
     let client = running.client.clone();
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
     let replica_sets: Api<ReplicaSet> = Api::namespaced(client.clone(), "default");
@@ -206,10 +203,9 @@ async fn garbage_is_collected_in_three_ways() {
     running.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_node_is_tainted_and_left() {
+async fn a_silent_node_is_tainted_and_left(kind: Kind) {
     let flags = ["--node-monitor-grace-period", "3s", "--node-monitor-period", "500ms"];
-    let Some(running) = Running::start("a_silent_node_is_tainted_and_left", &flags).await else { return };
+    let running = Running::start(&kind, &flags).await;
     let client = running.client.clone();
     let nodes: Api<Node> = Api::all(client.clone());
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
@@ -267,3 +263,27 @@ async fn a_silent_node_is_tainted_and_left() {
     eventually("it is back", 20, || async { taints("silent").await.is_empty().then_some(()) }).await;
     running.stop().await;
 }
+
+/// Makes a test of each case, on each server that is there.
+macro_rules! on_each_server {
+    ($($case:ident),+ $(,)?) => {
+        mod on_each_server {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    for kind in super::available(stringify!($case)) {
+                        eprintln!("on {kind:?}");
+                        super::$case(kind).await;
+                    }
+                }
+            )+
+        }
+    };
+}
+
+on_each_server!(
+    a_deployment_lives_its_life,
+    a_namespace_goes_with_all_it_holds,
+    garbage_is_collected_in_three_ways,
+    a_silent_node_is_tainted_and_left
+);

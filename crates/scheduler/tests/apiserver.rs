@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use clap::Parser;
-use common::{ApiServer, eventually};
+use common::{ApiServer, Kind, available, eventually};
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
@@ -24,9 +24,8 @@ fn typed<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).expect("object")
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_get_their_nodes() {
-    let Some(server) = ApiServer::start("pods_get_their_nodes").await else { return };
+async fn pods_get_their_nodes(kind: Kind) {
+    let server = ApiServer::start(&kind).await;
     let client = server.client().await;
     let kubeconfig = server.kubeconfig("scheduler");
     let config = Cli::try_parse_from(["x", "--kubeconfig", &kubeconfig]).expect("flags").config;
@@ -93,3 +92,22 @@ async fn pods_get_their_nodes() {
     cancel.cancel();
     tokio::time::timeout(Duration::from_secs(10), task).await.expect("in time").expect("task").expect("run");
 }
+
+/// Makes a test of each case, on each server that is there.
+macro_rules! on_each_server {
+    ($($case:ident),+ $(,)?) => {
+        mod on_each_server {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    for kind in super::available(stringify!($case)) {
+                        eprintln!("on {kind:?}");
+                        super::$case(kind).await;
+                    }
+                }
+            )+
+        }
+    };
+}
+
+on_each_server!(pods_get_their_nodes);

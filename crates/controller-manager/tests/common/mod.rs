@@ -1,5 +1,5 @@
-//! An API server on loopback, in a directory of its own: the real kube-apiserver on a real etcd (`CORACLE_PEERS`), or ours
-//! (`CORACLE_BIN`, the coracle executable). Each program has its own certificate, none is in system:masters.
+//! An API server on loopback, in a directory of its own: the real kube-apiserver on a real etcd (from the folder
+//! `CORACLE_PEERS`), and ours (from the folder `CORACLE_BIN`). Each program has its own certificate.
 #![allow(dead_code)]
 
 use std::net::TcpListener;
@@ -23,6 +23,28 @@ impl Drop for ApiServer {
             let _ = process.wait();
         }
     }
+}
+
+/// Which server, and the folder of its executables.
+#[derive(Debug)]
+pub enum Kind {
+    Ours(PathBuf),
+    Upstream(PathBuf),
+}
+
+/// The servers that are there; says on stderr which is not.
+pub fn available(test: &str) -> Vec<Kind> {
+    let folder = |name: &str, wanted: &[&str]| {
+        let found = std::env::var_os(name).map(PathBuf::from);
+        let found = found.filter(|folder| wanted.iter().all(|program| folder.join(program).is_file()));
+        if found.is_none() {
+            eprintln!("SKIPPED: {test}: {} not in the folder {name}", wanted.join(" and "));
+        }
+        found
+    };
+    let upstream = folder("CORACLE_PEERS", &["etcd", "kube-apiserver"]).map(Kind::Upstream);
+    let ours = folder("CORACLE_BIN", &["coracle"]).map(Kind::Ours);
+    upstream.into_iter().chain(ours).collect()
 }
 
 fn free_port() -> u16 {
@@ -71,29 +93,23 @@ fn write_credentials(dir: &Path, api: u16, admin_group: &str) {
 }
 
 impl ApiServer {
-    /// Starts one; `None`, and a word on stderr, where there is none to start.
-    pub async fn start(test: &str) -> Option<Self> {
-        let var = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    /// Starts one.
+    pub async fn start(kind: &Kind) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let api = free_port();
-        let processes = if let Some(coracle) = var("CORACLE_BIN") {
-            write_credentials(dir.path(), api, "coracle:cluster-admins");
-            vec![start_ours(&coracle, dir.path(), api)]
-        } else if let Some(peers) = var("CORACLE_PEERS") {
-            let missing = ["etcd", "kube-apiserver"].into_iter().find(|peer| !peers.join(peer).exists());
-            if let Some(peer) = missing {
-                eprintln!("SKIPPED: {test}: {} is not there", peers.join(peer).display());
-                return None;
+        let processes = match kind {
+            Kind::Ours(bin) => {
+                write_credentials(dir.path(), api, "coracle:cluster-admins");
+                vec![start_ours(&bin.join("coracle"), dir.path(), api)]
             }
-            write_credentials(dir.path(), api, "system:masters");
-            start_upstream(&peers, dir.path(), api)
-        } else {
-            eprintln!("SKIPPED: {test}: neither CORACLE_PEERS nor CORACLE_BIN is set");
-            return None;
+            Kind::Upstream(peers) => {
+                write_credentials(dir.path(), api, "system:masters");
+                start_upstream(peers, dir.path(), api)
+            }
         };
         let server = Self { processes, root_ca: dir.path().join("ca.crt"), dir };
         server.wait_ready().await;
-        Some(server)
+        server
     }
 
     /// The kubeconfig of `admin`, `controller-manager` or `scheduler`.
