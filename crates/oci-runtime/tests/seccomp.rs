@@ -42,14 +42,24 @@ int main(void) {
 }
 "#;
 
+/// The program's directory, removed when dropped.
+struct Reference(PathBuf);
+
+impl Drop for Reference {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Builds the program, or says why it cannot be.
-fn reference(test: &str) -> Option<PathBuf> {
+fn reference(test: &str) -> Option<Reference> {
     let dir = std::env::temp_dir().join(format!("coracle-test-seccomp-{}-{test}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a directory");
-    std::fs::write(dir.join("reference.c"), PROGRAM).expect("written");
-    let built = Command::new("cc").current_dir(&dir).args(["-O1", "-o", "reference", "reference.c", "-l:libseccomp.so.2"]).output();
+    let reference = Reference(dir);
+    std::fs::write(reference.0.join("reference.c"), PROGRAM).expect("written");
+    let built = Command::new("cc").current_dir(&reference.0).args(["-O1", "-o", "reference", "reference.c", "-l:libseccomp.so.2"]).output();
     match built {
-        Ok(output) if output.status.success() => Some(dir.join("reference")),
+        Ok(output) if output.status.success() => Some(reference),
         Ok(output) => {
             eprintln!("SKIPPED: {test}: no program over libseccomp2 can be built: {}", String::from_utf8_lossy(&output.stderr).trim());
             None
@@ -67,7 +77,7 @@ fn number_of(word: &str, errno: Option<u32>) -> u32 {
 }
 
 /// The filter that libseccomp makes of the profile, handed over as runc hands it over.
-fn libseccomp(program: &PathBuf, profile: &Seccomp) -> Vec<Instruction> {
+fn libseccomp(reference: &Reference, profile: &Seccomp) -> Vec<Instruction> {
     let default = number_of(&profile.default_action, profile.default_errno_ret);
     let mut text = format!("default {default}\n");
     for arch in &profile.architectures {
@@ -95,7 +105,12 @@ fn libseccomp(program: &PathBuf, profile: &Seccomp) -> Vec<Instruction> {
             }
         }
     }
-    let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+    let mut child = Command::new(reference.0.join("reference"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
     child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{:?} {}\n{text}", output.status, String::from_utf8_lossy(&output.stderr));
@@ -232,7 +247,6 @@ fn the_same_as_libseccomp() {
     assert!(forgotten < 100, "libseccomp's own mistake leaves too little to compare: {forgotten} sections");
     eprintln!("sections left out for libseccomp's own mistake: {forgotten}");
     eprintln!("instructions fewer than libseccomp's over all rounds: {shorter}");
-    let _ = std::fs::remove_dir_all(program.parent().expect("a directory"));
 }
 
 #[test]
