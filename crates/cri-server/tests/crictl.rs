@@ -312,3 +312,47 @@ fn one_pid_namespace_for_the_pod() {
         node.ok(&["exec", "--sync", &second, "true"]);
     });
 }
+
+#[test]
+fn wrong_input_is_refused_and_leaves_nothing() {
+    on_node("wrong_input_is_refused_and_leaves_nothing", |node| {
+        node.ok(&["pull", &node.image()]);
+        let error = node.fails(&["pull", &node.image().replace("busybox", "nothing")]);
+        assert!(error.contains("nothing"), "{error}");
+        let pod = node.pod("a");
+        let refused = |name: &str, change: &dyn Fn(&mut serde_json::Value)| {
+            let mut config = serde_json::json!({
+                "metadata": {"name": name},
+                "image": {"image": node.image()},
+                "command": ["sleep", "1000"],
+                "linux": {"security_context": {"namespace_options": {"pid": 1}}},
+            });
+            change(&mut config);
+            let file = node.file("container-bad.json", &config);
+            node.fails(&["create", &pod.0, &file, &pod.1])
+        };
+        let profile = node.dir.join("broken.json");
+        std::fs::write(&profile, "{\"defaultAction\": \"SCMP_ACT_NONSENSE\"}").expect("written");
+        let seccomp = serde_json::json!({"profile_type": 2, "localhost_ref": profile});
+        let error = refused("seccomp", &|config| config["linux"]["security_context"]["seccomp"] = seccomp.clone());
+        assert!(error.contains("broken.json") && error.contains("SCMP_ACT_NONSENSE"), "{error}");
+        let error = refused("image", &|config| config["image"]["image"] = "nowhere/none:1".into());
+        assert!(error.contains("NotFound") && error.contains("nowhere/none:1"), "{error}");
+        let error = refused("user", &|config| config["linux"]["security_context"]["run_as_username"] = "nobody-here".into());
+        assert!(error.contains("nobody-here"), "{error}");
+        let error = refused("capability", &|config| {
+            config["linux"]["security_context"]["capabilities"] = serde_json::json!({"add_capabilities": ["CAP_NONSENSE"]});
+        });
+        assert!(error.contains("CAP_NONSENSE"), "{error}");
+        // A limit that the kernel refuses is known only when the cgroup is made.
+        let id = node.container(&pod, "memory", &["sleep", "1000"], |config| {
+            config["linux"]["resources"] = serde_json::json!({"memory_limit_in_bytes": 1});
+        });
+        let error = node.fails(&["start", &id]);
+        assert!(error.contains("failed to"), "{error}");
+        assert_eq!(node.wait_for_state(&id, "CONTAINER_EXITED")["status"]["reason"], "StartError");
+        node.ok(&["rm", &id]);
+        let left = node.dir.join("state/containers").read_dir_utf8().expect("listed").count();
+        assert_eq!(left, 0);
+    });
+}
