@@ -70,6 +70,8 @@ pub struct Worker {
     previous: PodStatus,
     volume_retry: Duration,
     admission: Option<Verdict>,
+    /// An emptyDir over its limit ends the pod.
+    evicted: Option<Verdict>,
     /// The pod that volumes were last set up for, and when.
     prepared: Option<(Instant, Arc<Pod>)>,
 }
@@ -116,6 +118,7 @@ impl Worker {
             previous,
             volume_retry: VOLUME_RETRY_MIN,
             admission: rejected,
+            evicted: None,
             prepared: None,
         }
     }
@@ -176,9 +179,11 @@ impl Worker {
         self.sync_probes(pod, &seen);
         let now = Timestamp::now();
         if let Some(verdict) = self.verdict(pod, now) {
-            if verdict.reason == "DeadlineExceeded" {
-                let target = Target::pod(pod);
-                self.kubelet.recorder.normal(&target, "DeadlineExceeded", &verdict.message);
+            let target = Target::pod(pod);
+            match verdict.reason.as_str() {
+                "DeadlineExceeded" => self.kubelet.recorder.normal(&target, "DeadlineExceeded", &verdict.message),
+                "Evicted" => self.kubelet.recorder.warning(&target, "Evicted", &verdict.message),
+                _ => {}
             }
             self.stage = Stage::Ending { verdict: Some(verdict) };
             return Ok(Next::Now);
@@ -199,6 +204,9 @@ impl Worker {
         }
         if let Err(wait) = self.prepare(pod, &seen).await {
             return Ok(Next::After(wait));
+        }
+        if self.evicted.is_some() {
+            return Ok(Next::Now);
         }
         let plan = plan(pod, &seen, &self.results.snapshot(), &self.apply.backoff, now);
         let give_up = leaving(self.desired.clone());
@@ -235,8 +243,8 @@ impl Worker {
     }
 
     fn verdict(&self, pod: &Pod, now: Timestamp) -> Option<Verdict> {
-        if let Some(rejected) = &self.admission {
-            return Some(rejected.clone());
+        if let Some(verdict) = self.admission.as_ref().or(self.evicted.as_ref()) {
+            return Some(verdict.clone());
         }
         deadline(pod, &self.previous).filter(|at| *at <= now).map(|_| Verdict {
             reason: "DeadlineExceeded".to_owned(),
@@ -268,18 +276,20 @@ impl Worker {
         let facts = self.kubelet.downward_facts(seen.ips());
         let (kubelet, owned, tokens) = (self.kubelet.clone(), pod.clone(), self.tokens.clone());
         let result = tokio::task::spawn_blocking(move || {
-            volume::set_up(&volume::Inputs {
+            let mounted = volume::set_up(&volume::Inputs {
                 root: &kubelet.config.root_dir,
                 pod: &owned,
                 lookup: &lookup,
                 tokens: &tokens,
                 facts: &facts,
                 memory_bytes: kubelet.facts.memory_bytes,
-            })
+            })?;
+            Ok::<_, volume::Error>((mounted, volume::usage::over_limit(&kubelet.config.root_dir, &owned)))
         });
         match result.await {
-            Ok(Ok(volumes)) => {
+            Ok(Ok((volumes, over_limit))) => {
                 self.volumes = volumes;
+                self.evicted = over_limit.map(|message| Verdict { reason: "Evicted".to_owned(), message });
                 self.volume_retry = VOLUME_RETRY_MIN;
                 self.prepared = Some((Instant::now(), pod.clone()));
                 Ok(())

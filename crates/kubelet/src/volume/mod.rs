@@ -10,6 +10,7 @@ pub mod ownership;
 pub mod payload;
 pub mod subpath;
 pub mod token;
+pub mod usage;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
