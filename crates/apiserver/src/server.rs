@@ -22,6 +22,9 @@ use crate::router;
 const CONNECTIONS_MAX: usize = 4096;
 /// HTTP/2 streams of one connection (upstream's `--http2-max-streams-per-connection`).
 const STREAMS_MAX: u32 = 1000;
+/// How long a connection may wait for its next request: longer than clients keep idle ones (Go and hyper: 90 s), so that none
+/// sends a request into a connection that is just being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests may go on after the end was asked for.
@@ -81,7 +84,7 @@ async fn connection(api: Arc<Api>, stream: TcpStream, acceptor: TlsAcceptor, can
         async move { Ok::<_, Infallible>(router::handle(api, peer, request).await) }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX).keep_alive_interval(Duration::from_secs(30));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
