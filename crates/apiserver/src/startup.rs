@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use apimachinery::Gvk;
 use apimachinery::status::Status;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use http::HeaderMap;
 use serde_json::{Value, json};
 
@@ -32,6 +34,9 @@ pub struct Place {
     pub client_ca: String,
 }
 
+/// Objects that are made at one time.
+const AT_ONCE: usize = 32;
+
 /// Makes or repairs everything.
 ///
 /// # Errors
@@ -42,10 +47,14 @@ pub async fn run(api: &Arc<Api>, place: &Place) -> Result<(), Status> {
             tracing::error!("{clash}; one of the two Services must be deleted");
         }
     }
-    for wanted in bootstrap::objects().into_iter().chain(own_objects(place)) {
-        ensure(api, &wanted).await?;
+    // Namespaces come before what is in them; the rest is made side by side, so that the store commits it in groups.
+    let all: Vec<Value> = bootstrap::objects().into_iter().chain(own_objects(place)).collect();
+    let (namespaces, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|object| object::text(object, &["kind"]) == "Namespace");
+    for wanted in &namespaces {
+        ensure(api, wanted).await?;
     }
-    Ok(())
+    let work: Vec<BoxFuture<'static, Result<(), Status>>> = rest.into_iter().map(|wanted| ensure_owned(api.clone(), wanted)).collect();
+    futures::stream::iter(work).buffer_unordered(AT_ONCE).try_collect::<()>().await
 }
 
 /// Objects that depend on where the server is.
@@ -87,6 +96,10 @@ fn reconcile(existing: &Value, wanted: &Value) -> Option<Value> {
         }
     }
     (object != *existing).then_some(object)
+}
+
+fn ensure_owned(api: Arc<Api>, wanted: Value) -> BoxFuture<'static, Result<(), Status>> {
+    async move { ensure(&api, &wanted).await }.boxed()
 }
 
 async fn ensure(api: &Arc<Api>, wanted: &Value) -> Result<(), Status> {
