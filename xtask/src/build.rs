@@ -51,9 +51,19 @@ pub fn all(profile: Profile) -> Result<Executables> {
     command.env("RUSTFLAGS", "-C target-feature=+crt-static");
     sh::run("build the static executables", &mut command)?;
 
-    let directory = target_directory().join(folder);
-    for name in STATIC_EXECUTABLES {
-        let from = target_directory().join(STATIC_TARGET).join("small").join(name);
+    let built = target_directory().join(folder);
+    let directory = match profile {
+        // `cargo test` puts its own, dynamic, builds of the same names into the folder of its profile.
+        Profile::Dev => built.join("together"),
+        Profile::Release => built.clone(),
+    };
+    std::fs::create_dir_all(&directory).with_context(|| format!("failed to make {}", directory.display()))?;
+    let mut sources = STATIC_EXECUTABLES.map(|name| (name, target_directory().join(STATIC_TARGET).join("small"))).to_vec();
+    if directory != built {
+        sources.push(("coracle", built));
+    }
+    for (name, from) in sources {
+        let from = from.join(name);
         let (temporary, to) = (directory.join(format!("{name}.new")), directory.join(name));
         std::fs::copy(&from, &temporary).with_context(|| format!("failed to copy {}", from.display()))?;
         // A rename, for the old file may be running.

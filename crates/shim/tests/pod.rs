@@ -123,6 +123,17 @@ fn end(host: &Host, shim: &common::Shim) {
     assert!(left.iter().all(|name| name == "shim.log"), "{left:?}");
 }
 
+/// Execs end with the container, and their exits come before its own.
+fn execs_end_with_their_container(shim: &common::Shim) {
+    shim.exec("c1", "e4", &process("exec sleep 1000"), |_| {}).expect("added");
+    shim.start("c1", "e4").expect("started");
+    let (exec, init) = (shim.wait("c1", "e4"), shim.wait("c1", ""));
+    shim.kill("c1", "", 9).expect("killed");
+    assert_eq!(exec.answer::<task::WaitResponse>().expect("an exit").exit_status, 137);
+    assert_eq!(init.answer::<task::WaitResponse>().expect("an exit").exit_status, 137);
+    shim.delete("c1", "").expect("deleted");
+}
+
 /// A program that is not there is an error of Start, and leaves the container alone.
 fn a_missing_program_is_an_error(shim: &common::Shim) {
     let missing = serde_json::json!({ "args": ["/none"], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
@@ -195,14 +206,7 @@ fn execs_with_and_without_a_terminal() {
 
     a_missing_program_is_an_error(&shim);
 
-    // Execs end with the container, and their exits come before its own.
-    shim.exec("c1", "e4", &process("exec sleep 1000"), |_| {}).expect("added");
-    shim.start("c1", "e4").expect("started");
-    let (exec, init) = (shim.wait("c1", "e4"), shim.wait("c1", ""));
-    shim.kill("c1", "", 9).expect("killed");
-    assert_eq!(exec.answer::<task::WaitResponse>().expect("an exit").exit_status, 137);
-    assert_eq!(init.answer::<task::WaitResponse>().expect("an exit").exit_status, 137);
-    shim.delete("c1", "").expect("deleted");
+    execs_end_with_their_container(&shim);
     end(&host, &shim);
 }
 

@@ -20,9 +20,14 @@ use protocols::shim::sandbox::v1 as sandbox;
 use protocols::shim::task::v3 as task;
 use protocols::ttrpc::{self, FrameType, HEADER_BYTES, Request, Response, RpcError};
 
-/// The shim under test: `CORACLE_TEST_SHIM` (a static build), or cargo's.
+/// The shim under test: `CORACLE_TEST_SHIM`, or the static one of `CORACLE_BIN` (as `cargo xtask test` gives it), or
+/// cargo's.
 pub fn shim() -> PathBuf {
-    std::env::var_os("CORACLE_TEST_SHIM").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-coracle-v2")), PathBuf::from)
+    let together = std::env::var_os("CORACLE_BIN").map(|dir| Path::new(&dir).join("containerd-shim-coracle-v2"));
+    std::env::var_os("CORACLE_TEST_SHIM")
+        .map(PathBuf::from)
+        .or(together.filter(|path| path.exists()))
+        .unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-coracle-v2")))
 }
 
 /// Whether the shim under test is static (it names no program interpreter).
