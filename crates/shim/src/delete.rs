@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 use linux::podns;
 use prost::Message;
 use protocols::shim::options::runc::Options;
-use protocols::shim::task::v3::DeleteResponse;
+use protocols::shim::task::v3::{ConnectRequest, DeleteResponse};
+use protocols::ttrpc::{self, FrameType, Request};
 
 use crate::args::Args;
 use crate::disk::{self, ExitRecord, Task};
 use crate::process::Exit;
 use crate::runtime::Runtime;
 use crate::sandbox::{PAUSE_PID, RECORD, Record};
+
+/// How long a shim may take to answer whether it lives.
+const ANSWER_TIME: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Runs `delete`: kills and removes what there is, and prints how the first process ended (137 if nobody knows).
 ///
@@ -62,9 +66,31 @@ fn remove_container(args: &Args, bundle: &Path, task: Option<&Task>, errors: &mu
 
 /// A killed shim's socket is of no use to anybody; one that is answered is left alone.
 fn remove_dead_socket(socket: &Path) {
-    let dead = std::os::unix::net::UnixStream::connect(socket).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
-    if dead {
+    if socket.exists() && !is_answered(socket) {
         let _ = std::fs::remove_file(socket);
+    }
+}
+
+/// Whether a shim answers there. That it can be connected to says little: a shim's connections may be closed a moment
+/// before its listener is.
+fn is_answered(socket: &Path) -> bool {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    let call = ConnectRequest { id: String::new() };
+    let request = Request::unary(protocols::shim::task::v3::SERVICE, "Connect", &call);
+    let mut frame = Vec::new();
+    if ttrpc::encode_frame(&mut frame, FrameType::Request, 1, &request).is_err() {
+        return true;
+    }
+    let answer = UnixStream::connect(socket).and_then(|mut stream| {
+        stream.set_read_timeout(Some(ANSWER_TIME))?;
+        stream.write_all(&frame)?;
+        stream.read_exact(&mut [0; 1])
+    });
+    match answer {
+        Ok(()) => true,
+        // In doubt it lives: a stopped one is not dead.
+        Err(error) => matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut),
     }
 }
 
