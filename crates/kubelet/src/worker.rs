@@ -238,7 +238,13 @@ impl Worker {
             // A little later than the instant, so that it has surely come.
             Duration::try_from(wait).unwrap_or(Duration::ZERO) + Duration::from_millis(20)
         });
-        let longest = if failed { RETRY } else { self.kubelet.config.sync_frequency };
+        let frequency = self.kubelet.config.sync_frequency;
+        let longest = match () {
+            () if failed => RETRY,
+            // Its volumes are measured as often as they may be looked at.
+            () if volume::usage::is_limited(pod) => frequency / 2,
+            () => frequency,
+        };
         until.map_or(longest, |u| u.min(longest))
     }
 

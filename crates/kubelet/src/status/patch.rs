@@ -102,3 +102,34 @@ fn replaced_list(key: &str, before: &Value, after: &Value) -> Value {
     }
     Value::Array(list)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(value: Value) -> PodStatus {
+        serde_json::from_value(value).expect("a literal status")
+    }
+
+    #[test]
+    fn only_what_differs_is_sent() {
+        let old = json!({
+            "phase": "Pending", "reason": "R", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}], "nominatedNodeName": "n",
+            "conditions": [{"type": "Ready", "status": "False", "reason": "X"}, {"type": "Mine", "status": "True"}],
+        });
+        let new = json!({
+            "phase": "Running", "podIP": "10.0.0.2", "podIPs": [{"ip": "10.0.0.2"}],
+            "conditions": [{"type": "Mine", "status": "True"}, {"type": "Ready", "status": "True"}],
+        });
+        let (old, new) = (status(old), status(new));
+        assert_eq!(patch("u", &new, &new), None);
+        let got = patch("u", &old, &new).expect("a patch");
+        assert_eq!(got["metadata"], json!({"uid": "u"}));
+        let expected = json!({
+            "phase": "Running", "reason": null, "podIP": "10.0.0.2", "podIPs": [{"$patch": "replace"}, {"ip": "10.0.0.2"}],
+            "conditions": [{"type": "Ready", "status": "True", "reason": null}],
+            "$setElementOrder/conditions": [{"type": "Mine"}, {"type": "Ready"}],
+        });
+        assert_eq!(got["status"], expected, "what others write (nominatedNodeName) stays");
+    }
+}

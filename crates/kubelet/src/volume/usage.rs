@@ -31,6 +31,12 @@ pub fn over_limit(root: &Path, pod: &Pod) -> Option<String> {
     None
 }
 
+/// True when the pod has an emptyDir with a limit.
+pub fn is_limited(pod: &Pod) -> bool {
+    let mut volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    volumes.any(|v| v.empty_dir.as_ref().is_some_and(|e| e.size_limit.is_some()))
+}
+
 /// Bytes on disk below `path`; links are not followed, what vanishes meanwhile counts nothing.
 fn used_bytes(path: &Path) -> u64 {
     let mut total = 0;
