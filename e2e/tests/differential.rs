@@ -169,7 +169,9 @@ fn scrub(value: &mut Value) {
             map.remove("managedFields");
             for (key, value) in map.iter_mut() {
                 match key.as_str() {
-                    "resourceVersion" | "continue" if value.as_str().is_some_and(|text| !text.is_empty()) => *value = Value::from("<version>"),
+                    "resourceVersion" | "continue" if value.as_str().is_some_and(|text| !text.is_empty()) => {
+                        *value = Value::from("<version>")
+                    }
                     "nodePort" if value.as_i64().is_some_and(|port| port > 0) => *value = Value::from("<port>"),
                     _ => scrub(value),
                 }

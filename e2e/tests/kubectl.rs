@@ -106,7 +106,7 @@ fn workloads(deployment: &str) -> Vec<Step> {
 
 fn pods(pod: &str) -> Vec<Step> {
     vec![
-        step(&format!("create -f {pod}")).prints("pod/tools created"),
+        step(&format!("create -f {pod}")).prints("pod/tools created").prints("pod/once created"),
         step("wait --for=condition=Ready pod/tools --timeout=60s").prints("condition met"),
         step("describe pod tools").prints("Started").prints("Successfully assigned"),
         step("logs tools -c one").prints("hello from one"),
@@ -119,7 +119,11 @@ fn pods(pod: &str) -> Vec<Step> {
         step("exec tools -c one -- kill 1"),
         step("get pod tools").eventually().prints("1 ("),
         step("logs tools -c one --previous").prints("hello from one"),
-        step("logs -f tools -c short").prints("the end"),
+        step("logs -f once").eventually().prints("line 1").prints("the end"),
+        step("get pod once -o jsonpath={.status.phase}-{.status.containerStatuses[0].state.terminated.exitCode}")
+            .eventually()
+            .prints("Failed-7"),
+        step("delete pod once").prints("deleted"),
         step("get events").prints("Pulled").prints("Created").prints("Started").prints("Scheduled"),
         step("delete pod tools --grace-period=1").prints("deleted"),
         step("get pod tools").fails().prints("NotFound"),
