@@ -53,9 +53,6 @@ fn compile_shim() -> Result<(), Box<dyn Error>> {
         "coracle/shim.proto",
     ];
     let files = protox::compile(names, [&root])?;
-    prost_build::Config::new()
-        .btree_map(["."])
-        .include_file("shim_packages.rs")
-        .compile_fds(files)?;
+    prost_build::Config::new().btree_map(["."]).include_file("shim_packages.rs").compile_fds(files)?;
     Ok(())
 }

@@ -142,7 +142,7 @@ fn peers(host: &mut Host) -> Result<PathBuf> {
         };
         keep(host, &directory, peer.program, peer.version, build);
     }
-    keep(host, &directory, "etcd", ETCD, |to| etcd(to));
+    keep(host, &directory, "etcd", ETCD, etcd);
     for program in ["kubectl", "kube-apiserver"] {
         keep(host, &directory, program, KUBERNETES, |to| kubernetes(program, to));
     }

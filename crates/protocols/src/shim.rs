@@ -108,11 +108,9 @@ pub mod coracle {
 /// Type URL of an OCI process in `ExecProcessRequest.spec`; the value is JSON.
 pub const OCI_PROCESS_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 /// Type URL of OCI resources in `UpdateTaskRequest.resources`; the value is JSON.
-pub const OCI_RESOURCES_TYPE_URL: &str =
-    "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+pub const OCI_RESOURCES_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 /// Type URL of OCI features in `RuntimeInfo.features`; the value is JSON.
-pub const OCI_FEATURES_TYPE_URL: &str =
-    "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+pub const OCI_FEATURES_TYPE_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
 /// Seconds since 1970 of Go's zero time (year 1), which stands for "not yet" in `exited_at`.
 pub const GO_ZERO_TIME_SECONDS: i64 = -62_135_596_800;

@@ -90,12 +90,7 @@ impl Header {
         if length > DATA_BYTES_MAX {
             return Err(FrameError::TooLong { length });
         }
-        Ok(Self {
-            length,
-            stream: u32::from_be_bytes([e, f, g, h]),
-            kind,
-            flags,
-        })
+        Ok(Self { length, stream: u32::from_be_bytes([e, f, g, h]), kind, flags })
     }
 
     /// The header's bytes.
@@ -111,26 +106,13 @@ impl Header {
 ///
 /// # Errors
 /// [`FrameError::TooLong`], and `out` is as it was.
-pub fn encode_frame(
-    out: &mut Vec<u8>,
-    kind: FrameType,
-    stream: u32,
-    message: &impl Message,
-) -> Result<(), FrameError> {
+pub fn encode_frame(out: &mut Vec<u8>, kind: FrameType, stream: u32, message: &impl Message) -> Result<(), FrameError> {
     let length = message.encoded_len();
     if length > DATA_BYTES_MAX {
         return Err(FrameError::TooLong { length });
     }
     out.reserve(HEADER_BYTES + length);
-    out.extend_from_slice(
-        &Header {
-            length,
-            stream,
-            kind: kind as u8,
-            flags: 0,
-        }
-        .encode(),
-    );
+    out.extend_from_slice(&Header { length, stream, kind: kind as u8, flags: 0 }.encode());
     message.encode_raw(out);
     Ok(())
 }
@@ -154,21 +136,13 @@ impl Request {
     /// A unary request with the message as payload.
     #[must_use]
     pub fn unary(service: &str, method: &str, message: &impl Message) -> Self {
-        Self {
-            service: service.to_owned(),
-            method: method.to_owned(),
-            payload: message.encode_to_vec(),
-            ..Self::default()
-        }
+        Self { service: service.to_owned(), method: method.to_owned(), payload: message.encode_to_vec(), ..Self::default() }
     }
 
     /// With containerd's namespace in the metadata.
     #[must_use]
     pub fn with_namespace(mut self, namespace: &str) -> Self {
-        self.metadata.push(KeyValue {
-            key: NAMESPACE_KEY.to_owned(),
-            value: namespace.to_owned(),
-        });
+        self.metadata.push(KeyValue { key: NAMESPACE_KEY.to_owned(), value: namespace.to_owned() });
         self
     }
 
@@ -182,10 +156,7 @@ impl Request {
     /// The first value of a metadata key.
     #[must_use]
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.metadata
-            .iter()
-            .find(|pair| pair.key == key)
-            .map(|pair| pair.value.as_str())
+        self.metadata.iter().find(|pair| pair.key == key).map(|pair| pair.value.as_str())
     }
 }
 
@@ -203,10 +174,7 @@ impl RpcError {
     /// An error of that code and text.
     #[must_use]
     pub fn new(code: i32, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
+        Self { code, message: message.into() }
     }
 }
 
@@ -215,18 +183,10 @@ impl Response {
     #[must_use]
     pub fn of(result: Result<Vec<u8>, RpcError>) -> Self {
         match result {
-            Ok(payload) => Self {
-                status: None,
-                payload,
-            },
-            Err(error) => Self {
-                status: Some(Status {
-                    code: error.code,
-                    message: error.message,
-                    details: Vec::new(),
-                }),
-                payload: Vec::new(),
-            },
+            Ok(payload) => Self { status: None, payload },
+            Err(error) => {
+                Self { status: Some(Status { code: error.code, message: error.message, details: Vec::new() }), payload: Vec::new() }
+            }
         }
     }
 
@@ -236,9 +196,7 @@ impl Response {
     /// [`RpcError`] with the status' code and message.
     pub fn into_result(self) -> Result<Vec<u8>, RpcError> {
         match self.status {
-            Some(status) if status.code != code::OK => {
-                Err(RpcError::new(status.code, status.message))
-            }
+            Some(status) if status.code != code::OK => Err(RpcError::new(status.code, status.message)),
             _ => Ok(self.payload),
         }
     }
@@ -250,28 +208,15 @@ mod tests {
 
     #[test]
     fn header_is_big_endian() {
-        let header = Header {
-            length: 0x0102,
-            stream: 0x0304_0506,
-            kind: 1,
-            flags: 0,
-        };
+        let header = Header { length: 0x0102, stream: 0x0304_0506, kind: 1, flags: 0 };
         assert_eq!(header.encode(), [0, 0, 1, 2, 3, 4, 5, 6, 1, 0]);
         assert_eq!(Header::decode(&header.encode()), Ok(header));
     }
 
     #[test]
     fn request_goes_round() {
-        let request = Request::unary(
-            "s",
-            "m",
-            &KeyValue {
-                key: "k".into(),
-                value: "v".into(),
-            },
-        )
-        .with_namespace("k8s.io")
-        .with_timeout_nanos(7);
+        let request =
+            Request::unary("s", "m", &KeyValue { key: "k".into(), value: "v".into() }).with_namespace("k8s.io").with_timeout_nanos(7);
         let mut bytes = Vec::new();
         encode_frame(&mut bytes, FrameType::Request, 3, &request).expect("short");
         let (header, data) = split_frame(&bytes).expect("short").expect("whole");
@@ -285,38 +230,21 @@ mod tests {
     #[test]
     fn partial_frames_wait() {
         let mut bytes = Vec::new();
-        encode_frame(
-            &mut bytes,
-            FrameType::Response,
-            1,
-            &Response::of(Ok(vec![1, 2, 3])),
-        )
-        .expect("short");
+        encode_frame(&mut bytes, FrameType::Response, 1, &Response::of(Ok(vec![1, 2, 3]))).expect("short");
         for end in 0..bytes.len() {
             assert_eq!(split_frame(&bytes[..end]), Ok(None), "{end}");
         }
         bytes.push(9);
         let (header, data) = split_frame(&bytes).expect("short").expect("whole");
         assert_eq!(HEADER_BYTES + header.length, bytes.len() - 1);
-        assert_eq!(
-            Response::decode(data).expect("own encoding").into_result(),
-            Ok(vec![1, 2, 3])
-        );
+        assert_eq!(Response::decode(data).expect("own encoding").into_result(), Ok(vec![1, 2, 3]));
     }
 
     #[test]
     fn too_long_is_refused() {
-        assert_eq!(
-            split_frame(&[255; HEADER_BYTES]),
-            Err(FrameError::TooLong {
-                length: u32::MAX as usize
-            })
-        );
+        assert_eq!(split_frame(&[255; HEADER_BYTES]), Err(FrameError::TooLong { length: u32::MAX as usize }));
         let mut out = vec![7];
-        let big = Response {
-            status: None,
-            payload: vec![0; DATA_BYTES_MAX + 1],
-        };
+        let big = Response { status: None, payload: vec![0; DATA_BYTES_MAX + 1] };
         assert!(encode_frame(&mut out, FrameType::Response, 1, &big).is_err());
         assert_eq!(out, [7]);
     }
@@ -325,10 +253,7 @@ mod tests {
     fn errors_carry_code_and_text() {
         let response = Response::of(Err(RpcError::new(code::NOT_FOUND, "no such container")));
         let error = response.into_result().expect_err("a status");
-        assert_eq!(
-            (error.code, error.to_string().as_str()),
-            (5, "no such container")
-        );
+        assert_eq!((error.code, error.to_string().as_str()), (5, "no such container"));
         assert_eq!(Response::default().into_result(), Ok(vec![]));
     }
 }

@@ -8,9 +8,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The revision has been compacted.
-    #[error(
-        "required revision {revision} has been compacted (first revision kept: {compact_revision})"
-    )]
+    #[error("required revision {revision} has been compacted (first revision kept: {compact_revision})")]
     Compacted {
         /// What was asked for.
         revision: i64,
@@ -72,17 +70,13 @@ pub enum Error {
     #[error("the store is closed")]
     Closed,
     /// Another process (or another opener in this one) has the store open.
-    #[error(
-        "the store {path} is in use by another process; stop it, or give this one another directory"
-    )]
+    #[error("the store {path} is in use by another process; stop it, or give this one another directory")]
     Locked {
         /// The store's directory.
         path: PathBuf,
     },
     /// The log is damaged before its end: acknowledged writes may be lost, so nothing is opened.
-    #[error(
-        "the store's log {path} is damaged at byte {offset} of {length}: {what}; restore it from a backup"
-    )]
+    #[error("the store's log {path} is damaged at byte {offset} of {length}: {what}; restore it from a backup")]
     Corrupt {
         /// The log.
         path: PathBuf,
@@ -94,9 +88,7 @@ pub enum Error {
         what: String,
     },
     /// The log was written by a later version.
-    #[error(
-        "the store's log {path} has format version {version}; this program reads up to {supported}"
-    )]
+    #[error("the store's log {path} has format version {version}; this program reads up to {supported}")]
     Version {
         /// The log.
         path: PathBuf,
@@ -126,10 +118,6 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(act: &'static str, path: &std::path::Path, source: io::Error) -> Self {
-        Self::Io {
-            act,
-            path: path.to_owned(),
-            source: Arc::new(source),
-        }
+        Self::Io { act, path: path.to_owned(), source: Arc::new(source) }
     }
 }

@@ -17,9 +17,8 @@ mod types;
 pub use embedded::{Embedded, Options};
 pub use error::Error;
 pub use types::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, EventKind, KeyValue,
-    LeaseInfo, Op, OpResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, Txn,
-    TxnResponse, WatchRequest, WatchResponse, prefix_end,
+    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, EventKind, KeyValue, LeaseInfo, Op, OpResponse, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, Txn, TxnResponse, WatchRequest, WatchResponse, prefix_end,
 };
 
 use futures::future::BoxFuture;

@@ -39,21 +39,14 @@ pub struct RangeRequest {
 impl RangeRequest {
     /// One key at the present revision.
     pub fn key(key: impl Into<Bytes>) -> Self {
-        Self {
-            key: key.into(),
-            ..Self::default()
-        }
+        Self { key: key.into(), ..Self::default() }
     }
 
     /// All keys with a prefix, at the present revision.
     pub fn prefix(prefix: impl Into<Bytes>) -> Self {
         let key = prefix.into();
         let range_end = prefix_end(&key);
-        Self {
-            key,
-            range_end,
-            ..Self::default()
-        }
+        Self { key, range_end, ..Self::default() }
     }
 }
 
@@ -154,12 +147,7 @@ pub struct Compare {
 impl Compare {
     /// The key's `mod_revision` is this; 0: the key is absent.
     pub fn mod_revision(key: impl Into<Bytes>, revision: i64) -> Self {
-        Self {
-            key: key.into(),
-            range_end: Bytes::new(),
-            op: CompareOp::Equal,
-            target: CompareTarget::ModRevision(revision),
-        }
+        Self { key: key.into(), range_end: Bytes::new(), op: CompareOp::Equal, target: CompareTarget::ModRevision(revision) }
     }
 }
 

@@ -16,10 +16,7 @@ fn log_bytes(dir: &Path) -> Vec<u8> {
 }
 
 async fn all(store: &Embedded) -> (Vec<store::KeyValue>, i64) {
-    let range = RangeRequest {
-        range_end: Bytes::from_static(b"\0"),
-        ..RangeRequest::key(&b"\0"[..])
-    };
+    let range = RangeRequest { range_end: Bytes::from_static(b"\0"), ..RangeRequest::key(&b"\0"[..]) };
     let answer = store.range(range).await.expect("range");
     (answer.kvs, answer.revision)
 }
@@ -29,11 +26,7 @@ async fn a_second_opener_is_told_the_path() {
     let (store, dir) = embedded().await;
     let error = Embedded::open(dir.path(), Options::default()).expect_err("locked");
     assert!(matches!(error, Error::Locked { .. }));
-    assert!(
-        error
-            .to_string()
-            .contains(&dir.path().display().to_string())
-    );
+    assert!(error.to_string().contains(&dir.path().display().to_string()));
     drop(store);
     Embedded::open(dir.path(), Options::default()).expect("the lock went with the store");
 }
@@ -46,11 +39,7 @@ async fn everything_is_there_after_a_restart() {
     put(&store, "/gone", "x").await;
     delete(&store, "/gone", "").await;
     let lease = store.lease_grant(0, 600).await.expect("grant").id;
-    let op = Op::Put(PutRequest {
-        key: "/leased".into(),
-        lease,
-        ..PutRequest::default()
-    });
+    let op = Op::Put(PutRequest { key: "/leased".into(), lease, ..PutRequest::default() });
     txn_of(&store, vec![op]).await.expect("put");
     store.compact(first).await.expect("compact");
     let before = all(&store).await;
@@ -58,15 +47,8 @@ async fn everything_is_there_after_a_restart() {
     let store = Embedded::open(dir.path(), Options::default()).expect("open");
     assert_eq!(all(&store).await, before);
     assert_eq!(get(&store, "/a", first).await.expect("there").value, "1");
-    assert_eq!(
-        store.lease_time_to_live(lease).await.expect("lease").keys,
-        ["/leased"]
-    );
-    let request = WatchRequest {
-        key: "/gone".into(),
-        start_revision: first,
-        ..WatchRequest::default()
-    };
+    assert_eq!(store.lease_time_to_live(lease).await.expect("lease").keys, ["/leased"]);
+    let request = WatchRequest { key: "/gone".into(), start_revision: first, ..WatchRequest::default() };
     let mut watch = store.watch(request).await.expect("watch");
     assert_eq!(common::collect(&mut watch, 2).await.len(), 2);
 }
@@ -80,11 +62,7 @@ async fn the_log_may_be_cut_anywhere() {
         let ops = (0..3)
             .map(|k| {
                 let key = Bytes::from(format!("/k/{}", (n + k) % 5));
-                Op::Put(PutRequest {
-                    key,
-                    value: vec![n as u8; 100].into(),
-                    ..PutRequest::default()
-                })
+                Op::Put(PutRequest { key, value: vec![n as u8; 100].into(), ..PutRequest::default() })
             })
             .collect();
         txn_of(&store, ops).await.expect("txn");
@@ -95,18 +73,11 @@ async fn the_log_may_be_cut_anywhere() {
     store.close().await;
     let bytes = log_bytes(dir.path());
     let cut_dir = tempfile::tempdir().expect("tempdir");
-    for cut in (0..bytes.len())
-        .step_by(97)
-        .chain(bytes.len() - 500..=bytes.len())
-    {
+    for cut in (0..bytes.len()).step_by(97).chain(bytes.len() - 500..=bytes.len()) {
         std::fs::write(cut_dir.path().join("store.log"), &bytes[..cut]).expect("write");
-        let store = Embedded::open(cut_dir.path(), Options::default())
-            .unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
+        let store = Embedded::open(cut_dir.path(), Options::default()).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
         let empty = (Vec::new(), 1);
-        let wanted = acknowledged
-            .iter()
-            .rfind(|(length, _)| *length <= cut)
-            .map_or(&empty, |(_, state)| state);
+        let wanted = acknowledged.iter().rfind(|(length, _)| *length <= cut).map_or(&empty, |(_, state)| state);
         assert_eq!(&all(&store).await, wanted, "cut at {cut}");
         // And it goes on from there.
         assert_eq!(put(&store, "/after", "x").await, wanted.1 + 1);
@@ -150,11 +121,7 @@ async fn writers_that_wait_share_one_sync() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_is_rewritten_while_writes_go_on() {
     let dir = tempfile::tempdir().expect("tempdir");
-    let options = Options {
-        rewrite_bytes_min: 64 << 10,
-        compaction_interval: None,
-        ..Options::default()
-    };
+    let options = Options { rewrite_bytes_min: 64 << 10, compaction_interval: None, ..Options::default() };
     let store = Embedded::open(dir.path(), options.clone()).expect("open");
     let lease = store.lease_grant(0, 600).await.expect("grant").id;
     let value = "v".repeat(1000);
@@ -178,49 +145,28 @@ async fn the_log_is_rewritten_while_writes_go_on() {
 #[tokio::test]
 async fn old_history_goes_by_time() {
     let dir = tempfile::tempdir().expect("tempdir");
-    let options = Options {
-        compaction_interval: Some(Duration::from_millis(50)),
-        ..Options::default()
-    };
+    let options = Options { compaction_interval: Some(Duration::from_millis(50)), ..Options::default() };
     let store = Embedded::open(dir.path(), options).expect("open");
     let first = put(&store, "/a", "1").await;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
         put(&store, "/a", "2").await;
-        let old = RangeRequest {
-            revision: first,
-            ..RangeRequest::key("/a")
-        };
+        let old = RangeRequest { revision: first, ..RangeRequest::key("/a") };
         if matches!(store.range(old).await, Err(Error::Compacted { .. })) {
             break;
         }
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "nothing was compacted"
-        );
+        assert!(tokio::time::Instant::now() < deadline, "nothing was compacted");
     }
 }
 
 #[tokio::test]
 async fn watches_end_when_the_store_closes() {
     let (store, _dir) = embedded().await;
-    let request = WatchRequest {
-        key: "/a".into(),
-        ..WatchRequest::default()
-    };
+    let request = WatchRequest { key: "/a".into(), ..WatchRequest::default() };
     let mut watch = store.watch(request).await.expect("watch");
     put(&store, "/a", "1").await;
     store.close().await;
-    assert_eq!(
-        watch
-            .next()
-            .await
-            .expect("the event")
-            .expect("watch")
-            .events
-            .len(),
-        1
-    );
+    assert_eq!(watch.next().await.expect("the event").expect("watch").events.len(), 1);
     assert!(watch.next().await.is_none());
 }
 

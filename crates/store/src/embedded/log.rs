@@ -96,29 +96,14 @@ pub(crate) struct Recovered {
 }
 
 /// Reads a log's bytes and hands every record on. Pure but for `each`.
-pub(crate) fn recover(
-    path: &Path,
-    bytes: &[u8],
-    mut each: impl FnMut(Record),
-) -> Result<Recovered, Error> {
-    let corrupt = |offset: usize, what: String| Error::Corrupt {
-        path: path.to_owned(),
-        offset: offset as u64,
-        length: bytes.len() as u64,
-        what,
-    };
+pub(crate) fn recover(path: &Path, bytes: &[u8], mut each: impl FnMut(Record)) -> Result<Recovered, Error> {
+    let corrupt =
+        |offset: usize, what: String| Error::Corrupt { path: path.to_owned(), offset: offset as u64, length: bytes.len() as u64, what };
     if bytes.len() < HEADER_BYTES {
         // Only a creation that was cut off looks like this; nothing can have been acknowledged from it.
-        let fresh = bytes
-            .iter()
-            .zip(HEADER_MAGIC)
-            .all(|(found, wanted)| found == wanted);
+        let fresh = bytes.iter().zip(HEADER_MAGIC).all(|(found, wanted)| found == wanted);
         return if fresh {
-            Ok(Recovered {
-                salt: None,
-                sequence: 0,
-                length: 0,
-            })
+            Ok(Recovered { salt: None, sequence: 0, length: 0 })
         } else {
             Err(corrupt(0, "it does not start as a store's log".to_owned()))
         };
@@ -128,11 +113,7 @@ pub(crate) fn recover(
     }
     let version = le_u32(bytes, 8).unwrap_or_default();
     if version != VERSION {
-        return Err(Error::Version {
-            path: path.to_owned(),
-            version,
-            supported: VERSION,
-        });
+        return Err(Error::Version { path: path.to_owned(), version, supported: VERSION });
     }
     let salt = le_u64(bytes, 16).unwrap_or_default();
     if header(salt) != bytes[..HEADER_BYTES] {
@@ -142,10 +123,7 @@ pub(crate) fn recover(
     let mut last = 0;
     while let Some((sequence, payload)) = parse_frame(salt, &bytes[offset..]) {
         if sequence != last + 1 {
-            return Err(corrupt(
-                offset,
-                format!("frame {sequence} follows frame {last}"),
-            ));
+            return Err(corrupt(offset, format!("frame {sequence} follows frame {last}")));
         }
         let mut input = payload;
         while let Some(record) = record::decode(&mut input).map_err(|what| corrupt(offset, what))? {
@@ -155,27 +133,16 @@ pub(crate) fn recover(
         offset += FRAME_HEADER_BYTES + payload.len();
     }
     if let Some(at) = later_frame(salt, &bytes[offset..], last) {
-        return Err(corrupt(
-            offset,
-            format!("a sound frame follows at byte {}", offset + at),
-        ));
+        return Err(corrupt(offset, format!("a sound frame follows at byte {}", offset + at)));
     }
-    Ok(Recovered {
-        salt: Some(salt),
-        sequence: last,
-        length: offset as u64,
-    })
+    Ok(Recovered { salt: Some(salt), sequence: last, length: offset as u64 })
 }
 
 /// Where a sound frame newer than `last` stands in `bytes`.
 fn later_frame(salt: u64, bytes: &[u8], last: u64) -> Option<usize> {
     let magic = FRAME_MAGIC.to_le_bytes();
     let mut at = 0;
-    while let Some(found) = bytes
-        .get(at..)?
-        .windows(4)
-        .position(|window| window == magic)
-    {
+    while let Some(found) = bytes.get(at..)?.windows(4).position(|window| window == magic) {
         at += found;
         if parse_frame(salt, &bytes[at..]).is_some_and(|(sequence, _)| sequence > last) {
             return Some(at);
@@ -207,29 +174,16 @@ impl Log {
             log.become_current(dir)?;
             return Ok(log);
         };
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(|source| Error::io("open", &path, source))?;
+        let file = File::options().read(true).write(true).open(&path).map_err(|source| Error::io("open", &path, source))?;
         if found.length < bytes.len() as u64 {
             tracing::warn!(path = %path.display(), offset = found.length, length = bytes.len(),
                 "cut off a torn write at the end of the log; it was never acknowledged");
-            file.set_len(found.length)
-                .map_err(|source| Error::io("truncate", &path, source))?;
+            file.set_len(found.length).map_err(|source| Error::io("truncate", &path, source))?;
         }
         // What was read may be in the page cache only (a killed predecessor between write and fsync); it is about to
         // become visible, so it must be on disk.
-        file.sync_all()
-            .map_err(|source| Error::io("sync", &path, source))?;
-        Ok(Self {
-            file,
-            path,
-            salt,
-            sequence: found.sequence,
-            length: found.length,
-            frame: Vec::new(),
-        })
+        file.sync_all().map_err(|source| Error::io("sync", &path, source))?;
+        Ok(Self { file, path, salt, sequence: found.sequence, length: found.length, frame: Vec::new() })
     }
 
     /// An empty log under [`NEW_FILE`], to be filled and then made the current one.
@@ -243,30 +197,17 @@ impl Log {
             .truncate(true)
             .open(&path)
             .map_err(|source| Error::io("create", &path, source))?;
-        file.write_all(&header(salt))
-            .map_err(|source| Error::io("write", &path, source))?;
-        Ok(Self {
-            file,
-            path,
-            salt,
-            sequence: 0,
-            length: HEADER_BYTES as u64,
-            frame: Vec::new(),
-        })
+        file.write_all(&header(salt)).map_err(|source| Error::io("write", &path, source))?;
+        Ok(Self { file, path, salt, sequence: 0, length: HEADER_BYTES as u64, frame: Vec::new() })
     }
 
     /// Syncs a log that [`Log::create`] made and puts it in the place of the current one.
     pub(crate) fn become_current(&mut self, dir: &Path) -> Result<(), Error> {
         let current = dir.join(LOG_FILE);
-        self.file
-            .sync_all()
-            .map_err(|source| Error::io("sync", &self.path, source))?;
-        std::fs::rename(&self.path, &current)
-            .map_err(|source| Error::io("rename", &self.path, source))?;
+        self.file.sync_all().map_err(|source| Error::io("sync", &self.path, source))?;
+        std::fs::rename(&self.path, &current).map_err(|source| Error::io("rename", &self.path, source))?;
         self.path = current;
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|source| Error::io("sync", dir, source))
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| Error::io("sync", dir, source))
     }
 
     /// Bytes of the log.
@@ -281,12 +222,8 @@ impl Log {
 
     /// Writes one frame without syncing.
     pub(crate) fn write(&mut self, payload: &[u8]) -> Result<(), AppendError> {
-        let length = u32::try_from(payload.len()).map_err(|_| {
-            AppendError::Undone(Error::RequestTooLarge {
-                bytes: payload.len(),
-                max: u32::MAX as usize,
-            })
-        })?;
+        let length = u32::try_from(payload.len())
+            .map_err(|_| AppendError::Undone(Error::RequestTooLarge { bytes: payload.len(), max: u32::MAX as usize }))?;
         let frame = &mut self.frame;
         frame.clear();
         frame.extend_from_slice(&FRAME_MAGIC.to_le_bytes());
@@ -312,18 +249,14 @@ impl Log {
 
     /// Makes everything written durable.
     pub(crate) fn sync(&self) -> Result<(), AppendError> {
-        self.file
-            .sync_data()
-            .map_err(|source| AppendError::Fatal(Error::io("sync", &self.path, source)))
+        self.file.sync_data().map_err(|source| AppendError::Fatal(Error::io("sync", &self.path, source)))
     }
 
     /// Copies the frames of `old` from `offset` on to the end of this log.
     pub(crate) fn copy_tail(&mut self, old: &Log, offset: u64) -> Result<(), Error> {
         let length = usize::try_from(old.length - offset).unwrap_or(usize::MAX);
         let mut bytes = vec![0; length];
-        old.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(|source| Error::io("read", &old.path, source))?;
+        old.file.read_exact_at(&mut bytes, offset).map_err(|source| Error::io("read", &old.path, source))?;
         let mut rest = &bytes[..];
         while let Some((_, payload)) = parse_frame(old.salt, rest) {
             self.write(payload).map_err(|error| match error {
@@ -382,19 +315,10 @@ mod tests {
         let payloads: Vec<Vec<u8>> = (1..=3).map(payload).collect();
         let (_dir, ends, bytes) = log_of(&payloads.iter().map(Vec::as_slice).collect::<Vec<_>>());
         for cut in 0..=bytes.len() {
-            let (seen, found) =
-                revisions(&bytes[..cut]).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
-            let whole = ends
-                .iter()
-                .skip(1)
-                .filter(|end| **end <= cut as u64)
-                .count();
+            let (seen, found) = revisions(&bytes[..cut]).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
+            let whole = ends.iter().skip(1).filter(|end| **end <= cut as u64).count();
             assert_eq!(seen.len(), whole * 200, "cut at {cut}");
-            let sound = ends
-                .iter()
-                .rfind(|end| **end <= cut as u64)
-                .copied()
-                .unwrap_or(0);
+            let sound = ends.iter().rfind(|end| **end <= cut as u64).copied().unwrap_or(0);
             assert_eq!(found.length, sound, "cut at {cut}");
         }
     }
@@ -414,13 +338,8 @@ mod tests {
                     let end = ((first + sector + 1) * 512).min(torn.len());
                     torn[start..end].fill(filler);
                 }
-                let (seen, found) =
-                    revisions(&torn).unwrap_or_else(|error| panic!("missing {missing:b}: {error}"));
-                assert_eq!(
-                    (seen.len(), found.length),
-                    (400, ends[2]),
-                    "missing {missing:b}"
-                );
+                let (seen, found) = revisions(&torn).unwrap_or_else(|error| panic!("missing {missing:b}: {error}"));
+                assert_eq!((seen.len(), found.length), (400, ends[2]), "missing {missing:b}");
             }
         }
     }
@@ -429,25 +348,13 @@ mod tests {
     fn damage_before_the_end_is_refused() {
         let payloads: Vec<Vec<u8>> = (1..=3).map(payload).collect();
         let (_dir, ends, bytes) = log_of(&payloads.iter().map(Vec::as_slice).collect::<Vec<_>>());
-        for at in [
-            8,
-            20,
-            ends[0] as usize + 1,
-            ends[1] as usize + 30,
-            ends[2] as usize - 1,
-        ] {
+        for at in [8, 20, ends[0] as usize + 1, ends[1] as usize + 30, ends[2] as usize - 1] {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
             let error = revisions(&damaged).expect_err("damaged");
-            assert!(
-                matches!(error, Error::Corrupt { .. } | Error::Version { .. }),
-                "byte {at}: {error}"
-            );
+            assert!(matches!(error, Error::Corrupt { .. } | Error::Version { .. }), "byte {at}: {error}");
         }
-        assert!(matches!(
-            revisions(b"hello, I am something else entirely"),
-            Err(Error::Corrupt { .. })
-        ));
+        assert!(matches!(revisions(b"hello, I am something else entirely"), Err(Error::Corrupt { .. })));
         assert!(matches!(revisions(b"hello"), Err(Error::Corrupt { .. })));
     }
 

@@ -31,10 +31,7 @@ use self::log::Log;
 use self::state::State;
 use self::watch::Signal;
 use self::writer::{Command, QUEUE_MAX, Reply, Writer};
-use crate::{
-    Error, LeaseInfo, RangeRequest, RangeResponse, Store, Txn, TxnResponse, WatchRequest,
-    WatchStream,
-};
+use crate::{Error, LeaseInfo, RangeRequest, RangeResponse, Store, Txn, TxnResponse, WatchRequest, WatchStream};
 
 /// How the engine behaves; the defaults are those of an etcd behind a kube-apiserver.
 #[derive(Debug, Clone)]
@@ -98,17 +95,10 @@ const LOCK_FILE: &str = "LOCK";
 fn lock(dir: &Path) -> Result<File, Error> {
     std::fs::create_dir_all(dir).map_err(|source| Error::io("create directory", dir, source))?;
     let path = dir.join(LOCK_FILE);
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|source| Error::io("open", &path, source))?;
+    let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(|source| Error::io("open", &path, source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked {
-            path: dir.to_owned(),
-        }),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: dir.to_owned() }),
         Err(TryLockError::Error(source)) => Err(Error::io("lock", &path, source)),
     }
 }
@@ -126,17 +116,11 @@ impl Embedded {
         let log = Log::open(&dir, |record| state.apply(&record))?;
         state.recovered();
         let expired = state.leases.tick(Instant::now());
-        debug_assert!(
-            expired.is_empty(),
-            "a lease gets its whole time at start-up"
-        );
+        debug_assert!(expired.is_empty(), "a lease gets its whole time at start-up");
         let visible = state.visible;
         let shared = Arc::new(Shared {
             state: RwLock::new(state),
-            signal: tokio::sync::watch::Sender::new(Signal {
-                visible,
-                closed: false,
-            }),
+            signal: tokio::sync::watch::Sender::new(Signal { visible, closed: false }),
             options,
             syncs: AtomicU64::new(0),
         });
@@ -148,23 +132,13 @@ impl Embedded {
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
             .map_err(|source| Error::io("start a thread for", &path, source))?;
-        Ok(Self {
-            shared,
-            commands: Some(commands),
-            permits,
-            writer: Mutex::new(Some(handle)),
-            next_lease: AtomicU64::new(seed()),
-        })
+        Ok(Self { shared, commands: Some(commands), permits, writer: Mutex::new(Some(handle)), next_lease: AtomicU64::new(seed()) })
     }
 
     /// Finishes what is queued, ends all watches and releases the directory.
     pub async fn close(mut self) {
         self.commands = None;
-        let handle = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let handle = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(handle) = handle {
             // The thread ends once the queue is empty; a panic in it has been reported by the panic hook.
             let _ = tokio::task::spawn_blocking(move || handle.join()).await;
@@ -177,21 +151,11 @@ impl Embedded {
     }
 
     async fn send<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
-        let permit = self
-            .permits
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|_| Error::Closed)?;
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| Error::Closed)?;
         let (sender, receiver) = oneshot::channel();
         let commands = self.commands.as_ref().ok_or(Error::Closed)?;
         // There are as many permits as places, so this never blocks.
-        commands
-            .send(command(Reply {
-                sender,
-                _permit: permit,
-            }))
-            .map_err(|_| Error::Closed)?;
+        commands.send(command(Reply { sender, _permit: permit })).map_err(|_| Error::Closed)?;
         receiver.await.map_err(|_| Error::Closed)?
     }
 }
@@ -199,11 +163,7 @@ impl Embedded {
 impl Drop for Embedded {
     fn drop(&mut self) {
         self.commands = None;
-        let handle = self
-            .writer
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let handle = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(handle) = handle {
             // The thread ends once the queue is empty; a panic in it has been reported by the panic hook.
             let _ = handle.join();
@@ -233,17 +193,12 @@ impl Store for Embedded {
     }
 
     fn watch(&self, request: WatchRequest) -> BoxFuture<'_, Result<WatchStream, Error>> {
-        let answer = if request.key.is_empty() {
-            Err(Error::EmptyKey)
-        } else {
-            Ok(watch::stream(self.shared.clone(), request).boxed())
-        };
+        let answer = if request.key.is_empty() { Err(Error::EmptyKey) } else { Ok(watch::stream(self.shared.clone(), request).boxed()) };
         futures::future::ready(answer).boxed()
     }
 
     fn compact(&self, revision: i64) -> BoxFuture<'_, Result<(), Error>> {
-        self.send(move |reply| Command::Compact(revision, reply))
-            .boxed()
+        self.send(move |reply| Command::Compact(revision, reply)).boxed()
     }
 
     fn lease_grant(&self, id: i64, ttl_seconds: i64) -> BoxFuture<'_, Result<LeaseInfo, Error>> {
@@ -252,28 +207,16 @@ impl Store for Embedded {
                 return Err(Error::LeaseTtl { ttl_seconds });
             }
             let id = match id {
-                0 => i64::try_from(
-                    self.next_lease.fetch_add(1, Ordering::Relaxed) & (i64::MAX as u64),
-                )
-                .unwrap_or(1),
+                0 => i64::try_from(self.next_lease.fetch_add(1, Ordering::Relaxed) & (i64::MAX as u64)).unwrap_or(1),
                 id => id,
             };
-            self.send(move |reply| Command::LeaseGrant {
-                id,
-                ttl_seconds,
-                reply,
-            })
-            .await
+            self.send(move |reply| Command::LeaseGrant { id, ttl_seconds, reply }).await
         }
         .boxed()
     }
 
     fn lease_revoke(&self, id: i64) -> BoxFuture<'_, Result<(), Error>> {
-        self.send(move |reply| Command::LeaseRevoke {
-            id,
-            reply: Some(reply),
-        })
-        .boxed()
+        self.send(move |reply| Command::LeaseRevoke { id, reply: Some(reply) }).boxed()
     }
 
     fn lease_keepalive(&self, id: i64) -> BoxFuture<'_, Result<LeaseInfo, Error>> {

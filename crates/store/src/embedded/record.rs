@@ -9,15 +9,7 @@ use bytes::Bytes;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Record {
     /// A key's new version.
-    Put {
-        revision: i64,
-        sub: u32,
-        create_revision: i64,
-        version: i64,
-        lease: i64,
-        key: Bytes,
-        value: Bytes,
-    },
+    Put { revision: i64, sub: u32, create_revision: i64, version: i64, lease: i64, key: Bytes, value: Bytes },
     /// A key's deletion.
     Delete { revision: i64, sub: u32, key: Bytes },
     /// History before this revision is gone.
@@ -47,15 +39,7 @@ impl Record {
     /// Appends the record's bytes.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Put {
-                revision,
-                sub,
-                create_revision,
-                version,
-                lease,
-                key,
-                value,
-            } => {
+            Self::Put { revision, sub, create_revision, version, lease, key, value } => {
                 out.push(PUT);
                 out.extend_from_slice(&revision.to_le_bytes());
                 out.extend_from_slice(&sub.to_le_bytes());
@@ -107,33 +91,18 @@ pub(crate) fn decode(input: &mut &[u8]) -> Result<Option<Record>, String> {
             key: take_bytes(input)?,
             value: take_bytes(input)?,
         },
-        DELETE => Record::Delete {
-            revision: take_i64(input)?,
-            sub: take_u32(input)?,
-            key: take_bytes(input)?,
-        },
-        COMPACT => Record::Compact {
-            revision: take_i64(input)?,
-        },
-        REVISION => Record::Revision {
-            revision: take_i64(input)?,
-        },
-        LEASE_GRANT => Record::LeaseGrant {
-            id: take_i64(input)?,
-            ttl_seconds: take_i64(input)?,
-        },
-        LEASE_REVOKE => Record::LeaseRevoke {
-            id: take_i64(input)?,
-        },
+        DELETE => Record::Delete { revision: take_i64(input)?, sub: take_u32(input)?, key: take_bytes(input)? },
+        COMPACT => Record::Compact { revision: take_i64(input)? },
+        REVISION => Record::Revision { revision: take_i64(input)? },
+        LEASE_GRANT => Record::LeaseGrant { id: take_i64(input)?, ttl_seconds: take_i64(input)? },
+        LEASE_REVOKE => Record::LeaseRevoke { id: take_i64(input)? },
         other => return Err(format!("unknown record {other}")),
     };
     Ok(Some(record))
 }
 
 fn take<const N: usize>(input: &mut &[u8]) -> Result<[u8; N], String> {
-    let (head, tail) = input
-        .split_first_chunk::<N>()
-        .ok_or("a record is cut short")?;
+    let (head, tail) = input.split_first_chunk::<N>().ok_or("a record is cut short")?;
     *input = tail;
     Ok(*head)
 }
@@ -164,35 +133,21 @@ mod tests {
     fn any_record() -> impl Strategy<Value = Record> {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
         prop_oneof![
-            (
-                any::<i64>(),
-                any::<u32>(),
-                any::<i64>(),
-                any::<i64>(),
-                any::<i64>(),
-                bytes(),
-                bytes()
-            )
-                .prop_map(
-                    |(revision, sub, create_revision, version, lease, key, value)| Record::Put {
-                        revision,
-                        sub,
-                        create_revision,
-                        version,
-                        lease,
-                        key,
-                        value
-                    }
-                ),
-            (any::<i64>(), any::<u32>(), bytes()).prop_map(|(revision, sub, key)| Record::Delete {
-                revision,
-                sub,
-                key
-            }),
+            (any::<i64>(), any::<u32>(), any::<i64>(), any::<i64>(), any::<i64>(), bytes(), bytes()).prop_map(
+                |(revision, sub, create_revision, version, lease, key, value)| Record::Put {
+                    revision,
+                    sub,
+                    create_revision,
+                    version,
+                    lease,
+                    key,
+                    value
+                }
+            ),
+            (any::<i64>(), any::<u32>(), bytes()).prop_map(|(revision, sub, key)| Record::Delete { revision, sub, key }),
             any::<i64>().prop_map(|revision| Record::Compact { revision }),
             any::<i64>().prop_map(|revision| Record::Revision { revision }),
-            (any::<i64>(), any::<i64>())
-                .prop_map(|(id, ttl_seconds)| Record::LeaseGrant { id, ttl_seconds }),
+            (any::<i64>(), any::<i64>()).prop_map(|(id, ttl_seconds)| Record::LeaseGrant { id, ttl_seconds }),
             any::<i64>().prop_map(|id| Record::LeaseRevoke { id }),
         ]
     }

@@ -10,10 +10,7 @@ use bytes::Bytes;
 
 use super::lease::Leases;
 use super::record::Record;
-use crate::{
-    Compare, CompareOp, CompareTarget, Error, Event, EventKind, KeyValue, RangeRequest,
-    RangeResponse,
-};
+use crate::{Compare, CompareOp, CompareTarget, Error, Event, EventKind, KeyValue, RangeRequest, RangeResponse};
 
 /// One version of a key.
 #[derive(Debug, Clone)]
@@ -84,19 +81,13 @@ impl Default for State {
 /// The version that counts at a revision; `None` if the key is not there then.
 fn at_revision(versions: &[Version], revision: i64) -> Option<&Version> {
     let end = versions.partition_point(|version| version.revision <= revision);
-    versions[..end]
-        .last()
-        .filter(|version| version.value.is_some())
+    versions[..end].last().filter(|version| version.value.is_some())
 }
 
 fn key_value(key: &Bytes, version: &Version, keys_only: bool) -> KeyValue {
     KeyValue {
         key: key.clone(),
-        value: if keys_only {
-            Bytes::new()
-        } else {
-            version.value.clone().unwrap_or_default()
-        },
+        value: if keys_only { Bytes::new() } else { version.value.clone().unwrap_or_default() },
         create_revision: version.create_revision,
         mod_revision: version.revision,
         version: version.version,
@@ -114,11 +105,7 @@ pub(crate) fn in_range(key: &[u8], start: &[u8], end: &[u8]) -> bool {
 }
 
 impl State {
-    fn scan<'a>(
-        &'a self,
-        start: &'a [u8],
-        end: &'a [u8],
-    ) -> impl Iterator<Item = (&'a Bytes, &'a Vec<Version>)> {
+    fn scan<'a>(&'a self, start: &'a [u8], end: &'a [u8]) -> impl Iterator<Item = (&'a Bytes, &'a Vec<Version>)> {
         let upper = match end {
             b"" => Bound::Included(start),
             b"\0" => Bound::Unbounded,
@@ -129,56 +116,31 @@ impl State {
     }
 
     /// The live keys of a range at a revision.
-    pub(crate) fn live<'a>(
-        &'a self,
-        start: &'a [u8],
-        end: &'a [u8],
-        revision: i64,
-    ) -> impl Iterator<Item = (&'a Bytes, &'a Version)> {
-        self.scan(start, end)
-            .filter_map(move |(key, versions)| Some((key, at_revision(versions, revision)?)))
+    pub(crate) fn live<'a>(&'a self, start: &'a [u8], end: &'a [u8], revision: i64) -> impl Iterator<Item = (&'a Bytes, &'a Version)> {
+        self.scan(start, end).filter_map(move |(key, versions)| Some((key, at_revision(versions, revision)?)))
     }
 
     /// Reads a range; `current` is the revision that the caller may see.
-    pub(crate) fn range(
-        &self,
-        request: &RangeRequest,
-        current: i64,
-    ) -> Result<RangeResponse, Error> {
+    pub(crate) fn range(&self, request: &RangeRequest, current: i64) -> Result<RangeResponse, Error> {
         if request.key.is_empty() {
             return Err(Error::EmptyKey);
         }
-        let revision = if request.revision <= 0 {
-            current
-        } else {
-            request.revision
-        };
+        let revision = if request.revision <= 0 { current } else { request.revision };
         if revision > current {
             return Err(Error::FutureRevision { revision, current });
         }
         if revision < self.compacted {
-            return Err(Error::Compacted {
-                revision,
-                compact_revision: self.compacted,
-            });
+            return Err(Error::Compacted { revision, compact_revision: self.compacted });
         }
-        let mut response = RangeResponse {
-            revision: current,
-            ..RangeResponse::default()
-        };
-        let limit = usize::try_from(request.limit)
-            .ok()
-            .filter(|limit| *limit > 0)
-            .unwrap_or(usize::MAX);
+        let mut response = RangeResponse { revision: current, ..RangeResponse::default() };
+        let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
         for (key, version) in self.live(&request.key, &request.range_end, revision) {
             response.count += 1;
             if request.count_only {
                 continue;
             }
             if response.kvs.len() < limit {
-                response
-                    .kvs
-                    .push(key_value(key, version, request.keys_only));
+                response.kvs.push(key_value(key, version, request.keys_only));
             } else {
                 response.more = true;
             }
@@ -206,15 +168,7 @@ impl State {
     /// Applies one record, from the log or from the writer. Revisions must not fall.
     pub(crate) fn apply(&mut self, record: &Record) {
         match record {
-            Record::Put {
-                revision,
-                sub,
-                create_revision,
-                version,
-                lease,
-                key,
-                value,
-            } => {
+            Record::Put { revision, sub, create_revision, version, lease, key, value } => {
                 let made = Version {
                     revision: *revision,
                     sub: *sub,
@@ -226,14 +180,7 @@ impl State {
                 self.push(key, made);
             }
             Record::Delete { revision, sub, key } => {
-                let made = Version {
-                    revision: *revision,
-                    sub: *sub,
-                    create_revision: 0,
-                    version: 0,
-                    lease: 0,
-                    value: None,
-                };
+                let made = Version { revision: *revision, sub: *sub, create_revision: 0, version: 0, lease: 0, value: None };
                 self.push(key, made);
             }
             Record::Compact { revision } => self.compact(*revision),
@@ -246,10 +193,7 @@ impl State {
     fn push(&mut self, key: &Bytes, version: Version) {
         self.live_bytes += version_bytes(key, &version);
         self.applied = self.applied.max(version.revision);
-        self.changes.push_back(Change {
-            revision: version.revision,
-            key: key.clone(),
-        });
+        self.changes.push_back(Change { revision: version.revision, key: key.clone() });
         match self.keys.get_mut(key) {
             Some(versions) => versions.push(version),
             None => {
@@ -272,10 +216,7 @@ impl State {
 
     /// Drops what was applied and is not visible.
     pub(crate) fn undo(&mut self) {
-        while let Some(change) = self
-            .changes
-            .pop_back_if(|change| change.revision > self.visible)
-        {
+        while let Some(change) = self.changes.pop_back_if(|change| change.revision > self.visible) {
             let Some(versions) = self.keys.get_mut(&change.key) else {
                 continue;
             };
@@ -292,12 +233,8 @@ impl State {
     /// Drops versions that no read or watch from `revision` on can see.
     pub(crate) fn compact(&mut self, revision: i64) {
         self.compacted = self.compacted.max(revision);
-        let end = self
-            .changes
-            .partition_point(|change| change.revision <= revision);
-        let keep_from = self
-            .changes
-            .partition_point(|change| change.revision < revision);
+        let end = self.changes.partition_point(|change| change.revision <= revision);
+        let keep_from = self.changes.partition_point(|change| change.revision < revision);
         for index in 0..end {
             let key = self.changes[index].key.clone();
             self.compact_key(&key, revision);
@@ -311,8 +248,7 @@ impl State {
         };
         let upto = versions.partition_point(|version| version.revision <= revision);
         // The last version stays, a deletion only if it is of this very revision: a watch may start there.
-        let keep_last = upto > 0
-            && (versions[upto - 1].value.is_some() || versions[upto - 1].revision == revision);
+        let keep_last = upto > 0 && (versions[upto - 1].value.is_some() || versions[upto - 1].revision == revision);
         for version in versions.drain(..upto - usize::from(keep_last)) {
             self.live_bytes -= version_bytes(key, &version);
         }
@@ -322,107 +258,60 @@ impl State {
     }
 
     /// Changes of a range from `start` on, as many whole revisions as fit into about `max` events.
-    pub(crate) fn events(
-        &self,
-        key: &[u8],
-        range_end: &[u8],
-        start: i64,
-        prev_kv: bool,
-        max: usize,
-    ) -> Events {
+    pub(crate) fn events(&self, key: &[u8], range_end: &[u8], start: i64, prev_kv: bool, max: usize) -> Events {
         if start < self.compacted {
-            return Events::Compacted {
-                compact_revision: self.compacted,
-            };
+            return Events::Compacted { compact_revision: self.compacted };
         }
         let mut events = Vec::new();
-        let first = self
-            .changes
-            .partition_point(|change| change.revision < start);
+        let first = self.changes.partition_point(|change| change.revision < start);
         let mut last = 0;
         for change in self.changes.range(first..) {
             if change.revision > self.visible {
                 break;
             }
             if events.len() >= max && change.revision != last {
-                return Events::Some {
-                    events,
-                    through: last,
-                };
+                return Events::Some { events, through: last };
             }
             last = change.revision;
             if in_range(&change.key, key, range_end) {
                 events.extend(self.event(change, prev_kv));
             }
         }
-        Events::Some {
-            events,
-            through: self.visible,
-        }
+        Events::Some { events, through: self.visible }
     }
 
     fn event(&self, change: &Change, prev_kv: bool) -> Option<Event> {
         let versions = self.keys.get(&change.key)?;
-        let at = versions
-            .binary_search_by_key(&change.revision, |version| version.revision)
-            .ok()?;
+        let at = versions.binary_search_by_key(&change.revision, |version| version.revision).ok()?;
         let version = &versions[at];
-        let previous = at
-            .checked_sub(1)
-            .map(|at| &versions[at])
-            .filter(|version| version.value.is_some());
-        let kind = if version.value.is_some() {
-            EventKind::Put
-        } else {
-            EventKind::Delete
-        };
+        let previous = at.checked_sub(1).map(|at| &versions[at]).filter(|version| version.value.is_some());
+        let kind = if version.value.is_some() { EventKind::Put } else { EventKind::Delete };
         Some(Event {
             kind,
             kv: key_value(&change.key, version, false),
-            prev_kv: previous
-                .filter(|_| prev_kv)
-                .map(|version| key_value(&change.key, version, false)),
+            prev_kv: previous.filter(|_| prev_kv).map(|version| key_value(&change.key, version, false)),
         })
     }
 
     /// All that a rewritten log must say, in the order of replay.
     pub(crate) fn snapshot(&self) -> Vec<Record> {
-        let mut versions: Vec<(&Bytes, &Version)> = self
-            .keys
-            .iter()
-            .flat_map(|(key, versions)| versions.iter().map(move |version| (key, version)))
-            .collect();
+        let mut versions: Vec<(&Bytes, &Version)> =
+            self.keys.iter().flat_map(|(key, versions)| versions.iter().map(move |version| (key, version))).collect();
         versions.sort_by_key(|(_, version)| (version.revision, version.sub));
-        let leases = self
-            .leases
-            .grants()
-            .map(|(id, ttl_seconds)| Record::LeaseGrant { id, ttl_seconds });
-        let keys = versions
-            .into_iter()
-            .map(|(key, version)| match &version.value {
-                Some(value) => Record::Put {
-                    revision: version.revision,
-                    sub: version.sub,
-                    create_revision: version.create_revision,
-                    version: version.version,
-                    lease: version.lease,
-                    key: key.clone(),
-                    value: value.clone(),
-                },
-                None => Record::Delete {
-                    revision: version.revision,
-                    sub: version.sub,
-                    key: key.clone(),
-                },
-            });
-        let end = [
-            Record::Revision {
-                revision: self.visible,
+        let leases = self.leases.grants().map(|(id, ttl_seconds)| Record::LeaseGrant { id, ttl_seconds });
+        let keys = versions.into_iter().map(|(key, version)| match &version.value {
+            Some(value) => Record::Put {
+                revision: version.revision,
+                sub: version.sub,
+                create_revision: version.create_revision,
+                version: version.version,
+                lease: version.lease,
+                key: key.clone(),
+                value: value.clone(),
             },
-            Record::Compact {
-                revision: self.compacted,
-            },
-        ];
+            None => Record::Delete { revision: version.revision, sub: version.sub, key: key.clone() },
+        });
+        let end = [Record::Revision { revision: self.visible }, Record::Compact { revision: self.compacted }];
         leases.chain(keys).chain(end).collect()
     }
 
@@ -446,9 +335,7 @@ fn holds_for(compare: &Compare, version: Option<&Version>) -> bool {
     let number = |get: fn(&Version) -> i64| version.map_or(0, get);
     let ordering = match &compare.target {
         CompareTarget::Version(given) => number(|version| version.version).cmp(given),
-        CompareTarget::CreateRevision(given) => {
-            number(|version| version.create_revision).cmp(given)
-        }
+        CompareTarget::CreateRevision(given) => number(|version| version.create_revision).cmp(given),
         CompareTarget::ModRevision(given) => number(|version| version.revision).cmp(given),
         CompareTarget::Lease(given) => number(|version| version.lease).cmp(given),
         CompareTarget::Value(given) => match version.and_then(|version| version.value.as_ref()) {

@@ -33,27 +33,11 @@ struct Watcher {
 }
 
 /// The responses of a watch.
-pub(crate) fn stream(
-    shared: Arc<Shared>,
-    request: WatchRequest,
-) -> impl Stream<Item = Result<WatchResponse, Error>> + Send {
+pub(crate) fn stream(shared: Arc<Shared>, request: WatchRequest) -> impl Stream<Item = Result<WatchResponse, Error>> + Send {
     let signal = shared.signal.subscribe();
-    let next = if request.start_revision > 0 {
-        request.start_revision
-    } else {
-        shared.read().visible + 1
-    };
-    let progress = request
-        .progress_notify
-        .then_some(shared.options.progress_interval);
-    let watcher = Watcher {
-        shared,
-        signal,
-        request,
-        next,
-        progress,
-        ended: false,
-    };
+    let next = if request.start_revision > 0 { request.start_revision } else { shared.read().visible + 1 };
+    let progress = request.progress_notify.then_some(shared.options.progress_interval);
+    let watcher = Watcher { shared, signal, request, next, progress, ended: false };
     futures::stream::unfold(watcher, |mut watcher| async move {
         let response = watcher.next_response().await?;
         Some((Ok(response), watcher))
@@ -62,9 +46,7 @@ pub(crate) fn stream(
 
 impl Watcher {
     async fn next_response(&mut self) -> Option<WatchResponse> {
-        let idle_until = self
-            .progress
-            .map(|interval| tokio::time::Instant::now() + interval);
+        let idle_until = self.progress.map(|interval| tokio::time::Instant::now() + interval);
         loop {
             if self.ended {
                 return None;
@@ -84,10 +66,7 @@ impl Watcher {
                     Ok(changed) => changed.ok()?,
                     Err(_) => {
                         let revision = visible.min(self.next - 1);
-                        return Some(WatchResponse {
-                            revision,
-                            ..WatchResponse::default()
-                        });
+                        return Some(WatchResponse { revision, ..WatchResponse::default() });
                     }
                 },
             }
@@ -96,29 +75,16 @@ impl Watcher {
 
     /// The next response that history holds; moves on past what is not in the range.
     fn collect(&mut self) -> Option<WatchResponse> {
-        let WatchRequest {
-            key,
-            range_end,
-            prev_kv,
-            ..
-        } = &self.request;
+        let WatchRequest { key, range_end, prev_kv, .. } = &self.request;
         let state = self.shared.read();
         match state.events(key, range_end, self.next, *prev_kv, RESPONSE_EVENTS_MAX) {
             Events::Compacted { compact_revision } => {
                 self.ended = true;
-                Some(WatchResponse {
-                    events: Vec::new(),
-                    revision: state.visible,
-                    compact_revision,
-                })
+                Some(WatchResponse { events: Vec::new(), revision: state.visible, compact_revision })
             }
             Events::Some { events, through } => {
                 self.next = self.next.max(through + 1);
-                (!events.is_empty()).then_some(WatchResponse {
-                    events,
-                    revision: through,
-                    compact_revision: 0,
-                })
+                (!events.is_empty()).then_some(WatchResponse { events, revision: through, compact_revision: 0 })
             }
         }
     }

@@ -86,30 +86,10 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(
-        dir: PathBuf,
-        lock: File,
-        log: Log,
-        shared: Arc<Shared>,
-        queue: mpsc::Receiver<Command>,
-    ) -> Self {
+    pub(crate) fn new(dir: PathBuf, lock: File, log: Log, shared: Arc<Shared>, queue: mpsc::Receiver<Command>) -> Self {
         let compact_at = shared.read().visible;
-        let next_compaction = shared
-            .options
-            .compaction_interval
-            .map(|interval| Instant::now() + interval);
-        Self {
-            dir,
-            _lock: lock,
-            log,
-            shared,
-            queue,
-            carried: None,
-            failed: None,
-            rewrite: None,
-            next_compaction,
-            compact_at,
-        }
+        let next_compaction = shared.options.compaction_interval.map(|interval| Instant::now() + interval);
+        Self { dir, _lock: lock, log, shared, queue, carried: None, failed: None, rewrite: None, next_compaction, compact_at }
     }
 
     /// Runs until every handle is gone and the queue is empty.
@@ -128,9 +108,7 @@ impl Writer {
             // Let the thread end before the lock is released; what it wrote is removed at the next start.
             let _ = rewrite.done.recv();
         }
-        self.shared
-            .signal
-            .send_modify(|signal| signal.closed = true);
+        self.shared.signal.send_modify(|signal| signal.closed = true);
     }
 
     fn wait(&mut self) -> Result<Command, RecvTimeoutError> {
@@ -138,23 +116,12 @@ impl Writer {
             return Ok(command);
         }
         let lease = self.shared.read().leases.next_deadline();
-        let rewrite = self
-            .rewrite
-            .as_ref()
-            .map(|_| Instant::now() + Duration::from_millis(50));
-        let deadline = [lease, rewrite, self.next_compaction]
-            .into_iter()
-            .flatten()
-            .min();
+        let rewrite = self.rewrite.as_ref().map(|_| Instant::now() + Duration::from_millis(50));
+        let deadline = [lease, rewrite, self.next_compaction].into_iter().flatten().min();
         match deadline {
             // A failed store has nothing to do by time.
-            Some(deadline) if self.failed.is_none() => self
-                .queue
-                .recv_timeout(deadline.saturating_duration_since(Instant::now())),
-            _ => self
-                .queue
-                .recv()
-                .map_err(|_| RecvTimeoutError::Disconnected),
+            Some(deadline) if self.failed.is_none() => self.queue.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            _ => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
         }
     }
 
@@ -165,11 +132,7 @@ impl Writer {
                 let answer = self.compact(revision);
                 reply.send(answer);
             }
-            Command::LeaseGrant {
-                id,
-                ttl_seconds,
-                reply,
-            } => {
+            Command::LeaseGrant { id, ttl_seconds, reply } => {
                 let answer = self.grant(id, ttl_seconds);
                 reply.send(answer);
             }
@@ -184,10 +147,7 @@ impl Writer {
                                 error = &error as &dyn std::error::Error,
                                 "failed to end an expired lease; trying again"
                             );
-                            self.shared
-                                .write()
-                                .leases
-                                .postpone(id, Instant::now() + LEASE_RETRY);
+                            self.shared.write().leases.postpone(id, Instant::now() + LEASE_RETRY);
                         }
                     }
                 }
@@ -207,9 +167,7 @@ impl Writer {
                 _ => {
                     let from = records.len();
                     let answer = txn::evaluate(&mut self.shared.write(), &txn, &mut records);
-                    records[from..]
-                        .iter()
-                        .for_each(|record: &Record| record.encode(&mut payload));
+                    records[from..].iter().for_each(|record: &Record| record.encode(&mut payload));
                     answer
                 }
             };
@@ -234,16 +192,13 @@ impl Writer {
         if records.is_empty() {
             return Ok(());
         }
-        self.append(payload)
-            .inspect_err(|_| self.shared.write().undo())?;
+        self.append(payload).inspect_err(|_| self.shared.write().undo())?;
         let visible = {
             let mut state = self.shared.write();
             state.publish(records);
             state.visible
         };
-        self.shared
-            .signal
-            .send_modify(|signal| signal.visible = visible);
+        self.shared.signal.send_modify(|signal| signal.visible = visible);
         Ok(())
     }
 
@@ -255,20 +210,12 @@ impl Writer {
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         written.map_err(|error| match error {
             AppendError::Undone(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "a write was refused by the disk"
-                );
+                tracing::error!(error = &error as &dyn std::error::Error, "a write was refused by the disk");
                 error
             }
             AppendError::Fatal(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "the store takes no more writes"
-                );
-                self.failed = Some(Error::Failed {
-                    path: self.log.path().to_owned(),
-                });
+                tracing::error!(error = &error as &dyn std::error::Error, "the store takes no more writes");
+                self.failed = Some(Error::Failed { path: self.log.path().to_owned() });
                 error
             }
         })
@@ -286,16 +233,10 @@ impl Writer {
             (state.visible, state.compacted)
         };
         if revision <= compacted {
-            return Err(Error::Compacted {
-                revision,
-                compact_revision: compacted,
-            });
+            return Err(Error::Compacted { revision, compact_revision: compacted });
         }
         if revision > visible {
-            return Err(Error::FutureRevision {
-                revision,
-                current: visible,
-            });
+            return Err(Error::FutureRevision { revision, current: visible });
         }
         self.append_one(&Record::Compact { revision })?;
         self.shared.write().compact(revision);
@@ -325,9 +266,7 @@ impl Writer {
         }
         records.push(Record::LeaseRevoke { id });
         let mut payload = Vec::new();
-        records
-            .iter()
-            .for_each(|record| record.encode(&mut payload));
+        records.iter().for_each(|record| record.encode(&mut payload));
         self.make_durable(&records, &payload)?;
         self.shared.write().leases.remove(id);
         Ok(())
@@ -338,13 +277,7 @@ impl Writer {
             return;
         }
         let now = Instant::now();
-        if self
-            .shared
-            .read()
-            .leases
-            .next_deadline()
-            .is_none_or(|deadline| deadline > now)
-        {
+        if self.shared.read().leases.next_deadline().is_none_or(|deadline| deadline > now) {
             return;
         }
         let expired = self.shared.write().leases.tick(now);
@@ -369,10 +302,7 @@ impl Writer {
         if self.compact_at > compacted
             && let Err(error) = self.compact(self.compact_at)
         {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "compaction failed; trying again later"
-            );
+            tracing::warn!(error = &error as &dyn std::error::Error, "compaction failed; trying again later");
         }
         self.compact_at = visible;
     }
@@ -380,11 +310,7 @@ impl Writer {
     /// Starts to write what is live into a new log, where the old one is mostly garbage.
     fn start_rewrite(&mut self) {
         let state = self.shared.read();
-        let large = self
-            .shared
-            .options
-            .rewrite_bytes_min
-            .max(2 * state.live_bytes);
+        let large = self.shared.options.rewrite_bytes_min.max(2 * state.live_bytes);
         if self.rewrite.is_some() || self.log.length() <= large {
             return;
         }
@@ -392,19 +318,12 @@ impl Writer {
         drop(state);
         let (sender, done) = mpsc::sync_channel(1);
         let dir = self.dir.clone();
-        let spawned = std::thread::Builder::new()
-            .name("store-rewrite".to_owned())
-            .spawn(move || {
-                // The writer waits for the answer for as long as it lives.
-                let _ = sender.send(write_snapshot(&dir, records));
-            });
+        let spawned = std::thread::Builder::new().name("store-rewrite".to_owned()).spawn(move || {
+            // The writer waits for the answer for as long as it lives.
+            let _ = sender.send(write_snapshot(&dir, records));
+        });
         match spawned {
-            Ok(_) => {
-                self.rewrite = Some(Rewrite {
-                    from: self.log.length(),
-                    done,
-                })
-            }
+            Ok(_) => self.rewrite = Some(Rewrite { from: self.log.length(), done }),
             Err(error) => {
                 tracing::warn!(%error, "failed to start a thread that rewrites the log; trying again later")
             }
@@ -438,19 +357,14 @@ impl Writer {
                 // After the rename the old log is gone from the directory, whatever the sync said.
                 Err(error) => {
                     if new.path().file_name() == self.log.path().file_name() {
-                        self.failed = Some(Error::Failed {
-                            path: self.log.path().to_owned(),
-                        });
+                        self.failed = Some(Error::Failed { path: self.log.path().to_owned() });
                     }
                     Err(error)
                 }
             }
         });
         if let Err(error) = replaced {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "failed to rewrite the log; the old one stays"
-            );
+            tracing::warn!(error = &error as &dyn std::error::Error, "failed to rewrite the log; the old one stays");
         }
     }
 }
@@ -477,8 +391,6 @@ fn write_snapshot(dir: &std::path::Path, records: Vec<Record>) -> Result<Log, Er
 impl Drop for Writer {
     fn drop(&mut self) {
         // Also after a panic: watchers must not wait for ever.
-        self.shared
-            .signal
-            .send_modify(|signal: &mut Signal| signal.closed = true);
+        self.shared.signal.send_modify(|signal: &mut Signal| signal.closed = true);
     }
 }
