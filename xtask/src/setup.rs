@@ -43,6 +43,8 @@ const PACKAGES: &[Package] = &[
 pub struct Host {
     /// The folder of upstream's programs; `None` without Go.
     pub peers: Option<PathBuf>,
+    /// The golden files of k8s.io/api; `None` without Go.
+    pub golden: Option<PathBuf>,
     /// Whether packages can be installed.
     pub apt: bool,
     /// Whether Go is there.
@@ -68,6 +70,10 @@ pub fn prepare(need: Need) -> Result<Host> {
     if need == Need::Tests {
         if host.go {
             host.peers = Some(peers(&mut host)?);
+            match golden() {
+                Ok(folder) => host.golden = Some(folder),
+                Err(error) => host.missing.push(format!("golden files of k8s.io/api: {error:#}")),
+            }
         } else {
             host.missing.push("Go peers: there is no Go on this machine".to_owned());
         }
@@ -205,6 +211,14 @@ fn kubernetes(program: &str, to: &Path) -> Result<()> {
     let flags = format!("-s -w -X {base}.gitVersion={KUBERNETES} -X {base}.gitMajor=1 -X {base}.gitMinor=37");
     let package = format!("k8s.io/kubernetes/cmd/{program}");
     go_build(&format!("build {program} {KUBERNETES}"), &directory, &["build", "-ldflags", &flags], to, &package)
+}
+
+/// Where the module proxy's copy of k8s.io/api has its golden files.
+fn golden() -> Result<PathBuf> {
+    let mut download = go(&["mod", "download", "-json", &format!("k8s.io/api@{STAGING}")]);
+    download.env_remove("GOFLAGS").current_dir(std::env::temp_dir());
+    let facts: serde_json::Value = serde_json::from_str(&sh::output(&mut download)?).context("go mod download printed no JSON")?;
+    Ok(Path::new(facts["Dir"].as_str().context("go mod download named no folder")?).join("testdata/HEAD"))
 }
 
 fn cri_tools(program: &str, to: &Path) -> Result<()> {

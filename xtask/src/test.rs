@@ -59,6 +59,9 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(peers) = &host.peers {
         tests.env("CORACLE_PEERS", peers);
     }
+    if let Some(golden) = &host.golden {
+        tests.env("CORACLE_K8S_API_TESTDATA", golden);
+    }
     let mut summary = count(&mut tests)?;
     // The compiler's own helpers come and go with the build.
     let left = before.expect_same(&["sccache", "/tmp/rustc"], Duration::from_secs(10));
