@@ -13,7 +13,9 @@ use linux::namespace::Kind;
 use testkit::image::Image;
 use testkit::registry::Registry;
 
+use crate::api::Api;
 use crate::ours;
+use crate::table::Table;
 
 /// How long a cluster may take to be up or gone.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -54,11 +56,7 @@ impl Cluster {
     pub fn up(&mut self) -> Result<()> {
         let log = File::create(self.log()).context("failed to create the log")?;
         let mut command = self.enter(&ours("coracle")?);
-        command.arg("up").arg("--data-dir").arg(self.data());
-        for (flag, name) in [("--state-dir", "run"), ("--pod-log-dir", "logs"), ("--cni-conf-dir", "cni"), ("--cni-bin-dir", "cni")] {
-            command.arg(flag).arg(self.folder.join(name));
-        }
-        command.args(["--cgroup-root", &self.cgroup_root, "--log", "info,kube_client=off,coracle::span=off"]);
+        command.args(self.up_arguments());
         self.up = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("failed to run coracle up")?);
         let deadline = Instant::now() + TIMEOUT;
         while !fs::read_to_string(self.log())?.contains("Coracle is up") {
@@ -69,6 +67,27 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// The arguments of `coracle up`, all names of the host given.
+    pub fn up_arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["up".to_owned(), format!("--data-dir={}", self.data().display())];
+        for (flag, name) in [("--state-dir", "run"), ("--pod-log-dir", "logs"), ("--cni-conf-dir", "cni"), ("--cni-bin-dir", "cni")] {
+            arguments.push(format!("{flag}={}", self.folder.join(name).display()));
+        }
+        arguments.push(format!("--cgroup-root={}", self.cgroup_root));
+        arguments.push("--log=info,kube_client=off,coracle::span=off".to_owned());
+        arguments
+    }
+
+    /// A client of the API server with the admin's identity, which outlives deaths of the server.
+    pub fn api(&self) -> Api {
+        Api::new(self.holder.id(), &self.data())
+    }
+
+    /// The processes of the cluster: its keeper and all below it.
+    pub fn table(&self) -> Result<Table> {
+        Table::read(&self.folder.join("run"))
     }
 
     /// Kills `coracle up` with SIGKILL, and reaps it.

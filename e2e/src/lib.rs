@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod cluster;
 pub mod images;
 pub mod script;
 pub mod servers;
+pub mod table;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,137 @@
+//! A client of the cluster's API server: one `curl` per request, so that it needs no kubectl and every answer is known exactly.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// How long one request may take, in seconds.
+const REQUEST_SECONDS: &str = "20";
+/// How long a state may be waited for.
+const EVENTUALLY: Duration = Duration::from_secs(45);
+/// How often it is looked at.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The pods of the tests.
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+/// A client with the admin's identity. A copy may be used by another thread.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// A process in the cluster's network namespace.
+    holder: u32,
+    pki: PathBuf,
+}
+
+impl Api {
+    /// A client of the server whose keys are in `data`, from the network namespace of `holder`.
+    pub(crate) fn new(holder: u32, data: &Path) -> Api {
+        Api { holder, pki: data.join("pki") }
+    }
+
+    /// Asks once: the status and the body. An error means that no answer came, so what became of a write is not known.
+    pub fn ask(&self, method: &str, path: &str, content_type: &str, body: &str) -> Result<(u16, String)> {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--target", &self.holder.to_string(), "--", "curl", "--silent", "--show-error"]);
+        command.args(["--max-time", REQUEST_SECONDS, "--write-out", "\n%{http_code}", "--request", method]);
+        for (flag, name) in [("--cacert", "ca.crt"), ("--cert", "admin.crt"), ("--key", "admin.key")] {
+            command.arg(flag).arg(self.pki.join(name));
+        }
+        if !body.is_empty() {
+            command.args(["--header", &format!("Content-Type: {content_type}"), "--data-binary", body]);
+        }
+        let output = command.arg(format!("https://127.0.0.1:6443{path}")).stdin(Stdio::null()).output().context("failed to run curl")?;
+        if !output.status.success() {
+            bail!("{method} {path}: curl ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        let text = String::from_utf8(output.stdout).with_context(|| format!("{method} {path}: the answer is not UTF-8"))?;
+        let (body, status) = text.rsplit_once('\n').with_context(|| format!("{method} {path}: curl told no status"))?;
+        Ok((status.parse().with_context(|| format!("{method} {path}: bad status {status:?}"))?, body.to_owned()))
+    }
+
+    /// What a GET gives; another status than 200 is an error.
+    pub fn get(&self, path: &str) -> Result<String> {
+        match self.ask("GET", path, "", "")? {
+            (200, body) => Ok(body),
+            (status, body) => bail!("GET {path}: {status}: {body}"),
+        }
+    }
+
+    /// The object at a path.
+    pub fn object(&self, path: &str) -> Result<Value> {
+        serde_json::from_str(&self.get(path)?).with_context(|| format!("GET {path}: bad JSON"))
+    }
+
+    /// A pod.
+    pub fn pod(&self, name: &str) -> Result<Value> {
+        self.object(&format!("{PODS}/{name}"))
+    }
+
+    /// Creates a pod.
+    pub fn create_pod(&self, pod: &Value) -> Result<()> {
+        match self.ask("POST", PODS, "application/json", &pod.to_string())? {
+            (201, _) => Ok(()),
+            (status, body) => bail!("POST {PODS}: {status}: {body}"),
+        }
+    }
+
+    /// Deletes a pod without grace and waits until it is gone.
+    pub fn delete_pod(&self, name: &str) -> Result<()> {
+        let path = format!("{PODS}/{name}");
+        match self.ask("DELETE", &format!("{path}?gracePeriodSeconds=1"), "", "")? {
+            (200 | 202, _) => eventually(&format!("pod {name} is gone"), || Ok(self.ask("GET", &path, "", "")?.0 == 404)),
+            (status, body) => bail!("DELETE {path}: {status}: {body}"),
+        }
+    }
+
+    /// Waits until a pod is Ready.
+    pub fn wait_ready(&self, name: &str) -> Result<Value> {
+        let mut last = Value::Null;
+        let waited = eventually(&format!("pod {name} is Ready"), || {
+            last = self.pod(name)?;
+            let conditions = last.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+            Ok(conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True"))
+        });
+        waited.with_context(|| format!("status of pod {name}: {}", last["status"]))?;
+        Ok(last)
+    }
+
+    /// The log of a pod's only container. A kubelet that does not listen yet, which is a 500, is asked again.
+    pub fn log(&self, pod: &str) -> Result<String> {
+        let path = format!("{PODS}/{pod}/log");
+        let mut log = String::new();
+        eventually(&format!("the kubelet gives the log of {pod}"), || match self.ask("GET", &path, "", "")? {
+            (200, body) => {
+                log = body;
+                Ok(true)
+            }
+            (500, body) if body.contains("error dialing backend") => Ok(false),
+            (status, body) => bail!("GET {path}: {status}: {body}"),
+        })?;
+        Ok(log)
+    }
+
+    /// Reasons and messages of the events of a pod, a line each.
+    pub fn events(&self, pod: &str) -> Result<String> {
+        let list = self.object(&format!("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name={pod}"))?;
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        let lines = items.iter().map(|event| {
+            let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+            format!("{} {}: {}", text("type"), text("reason"), text("message"))
+        });
+        Ok(lines.collect::<Vec<_>>().join("\n"))
+    }
+}
+
+/// Waits until `condition` holds; its errors end the wait.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + EVENTUALLY;
+    while !condition().with_context(|| format!("while waiting until {what}"))? {
+        if Instant::now() > deadline {
+            bail!("waited {} s until {what}", EVENTUALLY.as_secs());
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}

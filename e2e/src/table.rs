@@ -1,0 +1,110 @@
+//! The process table: the keeper of a cluster, its shims, and what runs below them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// The name of the shim's executable, which is the keeper's too.
+const SHIM: &str = "containerd-shim-coracle-v2";
+
+/// A process.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its parent's id.
+    pub parent: u32,
+    /// Its command line.
+    pub arguments: Vec<String>,
+    /// `/proc/PID/cgroup`.
+    pub cgroups: String,
+}
+
+impl Process {
+    fn is_shim(&self) -> bool {
+        self.arguments.first().is_some_and(|program| program.ends_with(SHIM))
+    }
+
+    fn has(&self, argument: &str) -> bool {
+        self.arguments.iter().any(|given| given == argument)
+    }
+}
+
+/// What `/proc` said at one time.
+#[derive(Clone, Debug)]
+pub struct Table {
+    processes: BTreeMap<u32, Process>,
+    keeper: u32,
+}
+
+impl Table {
+    /// Reads the table, and finds the keeper of the cluster with this state directory.
+    pub(crate) fn read(state: &Path) -> Result<Table> {
+        let mut processes = BTreeMap::new();
+        for entry in fs::read_dir("/proc").context("failed to list /proc")? {
+            let name = entry.context("failed to list /proc")?.file_name();
+            // A process that ends meanwhile is left out.
+            if let Some(process) = name.to_str().and_then(|name| name.parse().ok()).and_then(read) {
+                processes.insert(process.pid, process);
+            }
+        }
+        let keepers: Vec<u32> = processes.values().filter(|process| is_keeper(process, state)).map(|process| process.pid).collect();
+        let [keeper] = keepers[..] else { anyhow::bail!("{} has not one keeper but {keepers:?}", state.display()) };
+        Ok(Table { processes, keeper })
+    }
+
+    /// The keeper's process.
+    pub fn keeper(&self) -> u32 {
+        self.keeper
+    }
+
+    /// The shims of the cluster: all shim processes below the keeper, at any depth.
+    pub fn shims(&self) -> Vec<&Process> {
+        self.below(self.keeper).into_iter().filter(|process| process.is_shim()).collect()
+    }
+
+    /// The children of a process.
+    pub fn children(&self, pid: u32) -> Vec<&Process> {
+        self.processes.values().filter(|process| process.parent == pid).collect()
+    }
+
+    /// All processes below one, at any depth.
+    pub fn below(&self, pid: u32) -> Vec<&Process> {
+        self.processes.values().filter(|process| process.pid != pid && self.ancestors(process.pid).contains(&pid)).collect()
+    }
+
+    /// The processes in whose cgroup path this id stands.
+    pub fn in_cgroup(&self, id: &str) -> Vec<&Process> {
+        self.processes.values().filter(|process| process.cgroups.contains(id)).collect()
+    }
+
+    /// Parent, its parent, and so on.
+    pub fn ancestors(&self, pid: u32) -> Vec<u32> {
+        let mut all = Vec::new();
+        let mut next = self.processes.get(&pid);
+        while let Some(process) = next {
+            // Processes come and go while they are read; a number that came back must not make a ring.
+            if all.contains(&process.parent) {
+                break;
+            }
+            all.push(process.parent);
+            next = self.processes.get(&process.parent);
+        }
+        all
+    }
+}
+
+fn is_keeper(process: &Process, state: &Path) -> bool {
+    process.is_shim() && process.has("keeper") && process.arguments.iter().any(|argument| Path::new(argument).starts_with(state))
+}
+
+fn read(pid: u32) -> Option<Process> {
+    let file = |name: &str| fs::read(format!("/proc/{pid}/{name}")).ok();
+    let status = String::from_utf8_lossy(&file("status")?).into_owned();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
+    let command = String::from_utf8_lossy(&file("cmdline")?).into_owned();
+    let arguments = command.split('\0').filter(|argument| !argument.is_empty()).map(str::to_owned).collect();
+    Some(Process { pid, parent, arguments, cgroups: String::from_utf8_lossy(&file("cgroup")?).into_owned() })
+}
