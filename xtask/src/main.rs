@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod demo;
 mod gate;
@@ -35,6 +36,8 @@ enum Command {
     Test(test::Args),
     /// Build, run a cluster, apply examples/hello.yaml, ask a pod, draw its waterfall.
     Demo(demo::Args),
+    /// Measure pods beside containerd and runc, and the whole program: a table and JSON lines on stdout.
+    Bench(bench::Args),
     /// Build the executables: the release `coracle`, and the static shim and OCI runtime beside it.
     Build,
     /// Build upstream's programs for tests and benchmarks, where Go is.
@@ -78,6 +81,7 @@ fn run(command: Command) -> Result<()> {
         Command::Tidy => tidy::run(),
         Command::Test(args) => test::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Build => build::all(build::Profile::Release).map(|executables| println!("{}", executables.directory.display())),
         Command::Peers => {
             let host = setup::prepare(setup::Need::Tests)?;
