@@ -49,7 +49,7 @@ pub struct Config {
     /// Make cgroups for QoS classes and pods.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub cgroups_per_qos: bool,
-    /// Range of pod addresses, handed to the runtime; the node's own when not given.
+    /// Range of pod addresses, handed to the runtime at the start; without it the runtime's own holds.
     #[arg(long)]
     pub pod_cidr: Option<String>,
     /// Labels of the node when it registers, `KEY=VALUE`.

@@ -123,6 +123,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
         () = cancel.cancelled() => return Ok(()),
         version = await_runtime(&runtime) => version?,
     };
+    if let Some(pod_cidr) = &config.pod_cidr {
+        runtime.update_pod_cidr(pod_cidr).await?;
+    }
     let node_name = config.hostname_override.clone().unwrap_or_else(node::host::host_name);
     if node_name.is_empty() {
         return Err(Error::NoName);
