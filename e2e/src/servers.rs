@@ -148,9 +148,11 @@ pub struct Answer {
 impl Server {
     fn wait(mut self) -> Result<Server> {
         let deadline = Instant::now() + TIMEOUT;
-        let request = Request { method: "GET", path: "/readyz", ..Request::default() };
+        // The last objects that a server makes for itself come after it is ready.
+        let paths = ["/readyz", "/api/v1/namespaces/kube-node-lease", "/api/v1/namespaces/default/services/kubernetes"];
+        let requests = paths.map(|path| Request { method: "GET", path, ..Request::default() });
         loop {
-            if self.ask(&request).is_ok_and(|answer| answer.status == 200) {
+            if requests.iter().all(|request| self.ask(request).is_ok_and(|answer| answer.status == 200)) {
                 return Ok(self);
             }
             let ended = self.processes.iter_mut().any(|process| process.try_wait().is_ok_and(|status| status.is_some()));
@@ -177,7 +179,8 @@ impl Server {
         if !request.body.is_empty() {
             curl.arg("--data-binary").arg(format!("@{}", body.display()));
         }
-        curl.args(["--max-time", &request.seconds.unwrap_or(30).to_string()]);
+        // Square and curly brackets in a path are meant as they stand.
+        curl.args(["--globoff", "--max-time", &request.seconds.unwrap_or(30).to_string()]);
         let output = curl.arg(format!("https://127.0.0.1:{}{}", self.port, request.path)).output().context("failed to run curl")?;
         // 28: the time is up, which is how a watch is ended.
         let ended = output.status.code();

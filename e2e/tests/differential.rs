@@ -1,6 +1,6 @@
 //! The real one is asked: every request of `e2e/differential/*.yaml` is played to kube-apiserver 1.37 on etcd and to ours, and the
-//! answers are compared but for uids, times, versions, addresses and managedFields. What differs stands in `known.toml` with its
-//! reason; an entry that no longer differs fails the test too.
+//! answers are compared but for uids, times, versions, addresses, managedFields and the prose of table columns. What differs
+//! stands in `known.toml` with its reason; an entry that no longer differs fails the test too.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,6 +29,14 @@ struct Case {
     raw: Option<String>,
     /// For how many seconds to listen.
     seconds: Option<u32>,
+    /// Keeps the answer by this name: `{{NAME/POINTER}}` in later paths and bodies is what that server had there (a JSON pointer).
+    save: Option<String>,
+}
+
+/// One of the two servers, with the answers of it that are kept.
+struct Side {
+    server: Server,
+    kept: BTreeMap<String, Value>,
 }
 
 fn get() -> String {
@@ -46,11 +54,12 @@ struct Known {
 fn answers_are_those_of_kube_apiserver() -> Result<()> {
     let folder = tempfile::tempdir()?;
     make_keys(folder.path())?;
-    let Some(real) = start_real(folder.path())? else {
+    let Some(server) = start_real(folder.path())? else {
         e2e::skip("answers_are_those_of_kube_apiserver", "there is no kube-apiserver or etcd: they are built by Go");
         return Ok(());
     };
-    let ours = start_ours(folder.path())?;
+    let mut real = Side { server, kept: BTreeMap::new() };
+    let mut ours = Side { server: start_ours(folder.path())?, kept: BTreeMap::new() };
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("differential");
     let known: Known = toml::from_str(&fs::read_to_string(corpus.join("known.toml"))?).context("failed to parse known.toml")?;
     let mut files: Vec<_> = fs::read_dir(&corpus)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -62,7 +71,7 @@ fn answers_are_those_of_kube_apiserver() -> Result<()> {
         let cases: Vec<Case> = serde_yaml_ng::from_str(&text).with_context(|| format!("failed to parse {}", path.display()))?;
         for case in &cases {
             asked += 1;
-            let difference = compare(&real, &ours, case)?;
+            let difference = compare(&mut real, &mut ours, case).with_context(|| format!("failed to play '{}'", case.name))?;
             match (difference, known.differs.get(&case.name)) {
                 (None, None) | (Some(_), Some(_)) => {}
                 (None, Some(reason)) => failures.push(format!("{}: differs no more; delete it from known.toml ({reason})", case.name)),
@@ -78,28 +87,51 @@ fn answers_are_those_of_kube_apiserver() -> Result<()> {
 }
 
 /// How the answers differ, if they do.
-fn compare(real: &Server, ours: &Server, case: &Case) -> Result<Option<String>> {
-    let body = match (&case.body, &case.raw) {
-        (Some(body), _) => serde_json::to_vec(body)?,
-        (None, Some(raw)) => raw.clone().into_bytes(),
-        (None, None) => Vec::new(),
-    };
-    let mut headers = case.headers.clone();
-    let names = |name: &str| case.headers.iter().any(|header| header.to_lowercase().starts_with(name));
-    if !names("accept:") {
-        headers.push("Accept: application/json".to_owned());
-    }
-    if !body.is_empty() && !names("content-type:") {
-        headers.push("Content-Type: application/json".to_owned());
-    }
-    let request = Request { method: &case.method, path: &case.path, headers, body, seconds: case.seconds };
-    let (wanted, got) = (real.ask(&request)?, ours.ask(&request)?);
+fn compare(real: &mut Side, ours: &mut Side, case: &Case) -> Result<Option<String>> {
+    let (wanted, got) = (real.play(case)?, ours.play(case)?);
     let (wanted, got) = (render(&wanted), render(&got));
     if wanted == got {
         return Ok(None);
     }
-    let differ: Vec<String> = diff(&wanted, &got);
-    Ok(Some(format!("{} {}\n{}", case.method, case.path, differ.join("\n"))))
+    Ok(Some(format!("{} {}\n{}", case.method, case.path, diff(&wanted, &got).join("\n"))))
+}
+
+/// `{{NAME/POINTER}}`.
+static PLACEHOLDER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\{\{([^{}/]+)(/[^{}]+)\}\}").ok());
+
+impl Side {
+    /// Sends the request of a case to this server.
+    fn play(&mut self, case: &Case) -> Result<Answer> {
+        let body = match (&case.body, &case.raw) {
+            (Some(body), _) => self.fill(&serde_json::to_string(body)?),
+            (None, Some(raw)) => self.fill(raw),
+            (None, None) => String::new(),
+        };
+        let mut headers = case.headers.clone();
+        let names = |name: &str| case.headers.iter().any(|header| header.to_lowercase().starts_with(name));
+        if !names("accept:") {
+            headers.push("Accept: application/json".to_owned());
+        }
+        if !body.is_empty() && !names("content-type:") {
+            headers.push("Content-Type: application/json".to_owned());
+        }
+        let path = self.fill(&case.path);
+        let request = Request { method: &case.method, path: &path, headers, body: body.into_bytes(), seconds: case.seconds };
+        let answer = self.server.ask(&request)?;
+        if let Some(name) = &case.save {
+            self.kept.insert(name.clone(), serde_json::from_slice(&answer.body).unwrap_or_default());
+        }
+        Ok(answer)
+    }
+
+    fn fill(&self, text: &str) -> String {
+        let Some(pattern) = PLACEHOLDER.as_ref() else { return text.to_owned() };
+        let value = |groups: &regex::Captures| {
+            let kept = self.kept.get(&groups[1]).and_then(|answer| answer.pointer(&groups[2])).and_then(Value::as_str);
+            kept.unwrap_or("nothing-kept").to_owned()
+        };
+        pattern.replace_all(text, value).into_owned()
+    }
 }
 
 /// The lines that only one side has.
@@ -150,6 +182,9 @@ static VOLATILE: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"^gen-[a-z0-9]{5}$", "gen-<random>"),
         (r"^\d+[smhd]$", "<age>"),
         (r"10\.96\.0\.\d+", "<cluster ip>"),
+        (r"in record \(\d+\)", "in record (<version>)"),
+        (r":3[0-2]\d{3}/(TCP|UDP)", ":<port>/$1"),
+        (r"^192\.0\.2\.1:\d+$", "<address>"),
         (r"resourceVersion=\d+", "resourceVersion=<version>"),
         (r"^ey[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$", "<token>"),
     ]
@@ -167,12 +202,22 @@ fn scrub(value: &mut Value) {
     match value {
         Value::Object(map) => {
             map.remove("managedFields");
+            // Members are compared whatever their order is.
+            let sorted: BTreeMap<String, Value> = std::mem::take(map).into_iter().collect();
+            map.extend(sorted);
             for (key, value) in map.iter_mut() {
                 match key.as_str() {
                     "resourceVersion" | "continue" if value.as_str().is_some_and(|text| !text.is_empty()) => {
                         *value = Value::from("<version>")
                     }
+                    "token" if value.as_str().is_some_and(|text| text.starts_with("ey")) => *value = Value::from("<token>"),
                     "nodePort" if value.as_i64().is_some_and(|port| port > 0) => *value = Value::from("<port>"),
+                    // Prose of upstream's, which ours does not copy.
+                    "columnDefinitions" => {
+                        for column in value.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+                            column.remove("description");
+                        }
+                    }
                     _ => scrub(value),
                 }
             }

@@ -330,7 +330,7 @@ fn binding(binding: &View<'_>) -> Vec<Value> {
         let name = |subject: &Value| {
             let text = |key: &str| subject.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
             let (namespace, name) = (text("namespace"), text("name"));
-            if kind == "ServiceAccount" && !namespace.is_empty() { format!("{namespace}/{name}") } else { name }
+            if kind == "ServiceAccount" { format!("{namespace}/{name}") } else { name }
         };
         subjects.iter().filter(|subject| subject["kind"] == kind).map(name).collect::<Vec<_>>().join(", ").into()
     };

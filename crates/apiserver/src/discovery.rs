@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use apimachinery::KindFacts;
 use apimachinery::kinds;
+use base64::Engine as _;
 use http::{HeaderMap, Response};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::negotiate::{accept_header, clauses};
 use crate::reply::{self, Body};
@@ -100,6 +102,14 @@ fn api_group(group: &str, versions: &[&str]) -> Value {
     json!({"name": group, "preferredVersion": versions[0], "versions": versions})
 }
 
+/// `storageVersionHash`, as k8s.io/apiserver's discovery makes it: of the group, version and kind under which the objects are stored.
+fn storage_version_hash(facts: &KindFacts) -> String {
+    // Events of both groups are one: the core group's.
+    let group = if facts.group == "events.k8s.io" { "" } else { facts.group.as_str() };
+    let digest = Sha256::digest(format!("{group}/{}/{}", facts.version, facts.kind));
+    base64::engine::general_purpose::STANDARD.encode(&digest[..8])
+}
+
 fn resource_list(group: &str, version: &str) -> Option<Value> {
     let mut resources = Vec::new();
     for facts in of_version(group, version) {
@@ -111,6 +121,9 @@ fn resource_list(group: &str, version: &str) -> Option<Value> {
             if !values.is_empty() {
                 resource[field] = json!(values);
             }
+        }
+        if facts.verbs.iter().any(|verb| verb == "list") {
+            resource["storageVersionHash"] = storage_version_hash(facts).into();
         }
         resources.push(resource);
         for sub in facts.subresources.iter().filter(|sub| is_served(&sub.name)) {
@@ -126,8 +139,15 @@ fn resource_list(group: &str, version: &str) -> Option<Value> {
         }
     }
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    (!resources.is_empty())
-        .then(|| json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources}))
+    if resources.is_empty() {
+        return None;
+    }
+    let mut list = json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": resources});
+    if !group.is_empty() {
+        // The core group's list has none, as upstream's.
+        list["apiVersion"] = "v1".into();
+    }
+    Some(list)
 }
 
 /// Answers a discovery path; `None` when it is none. `address` is where clients reach the server.

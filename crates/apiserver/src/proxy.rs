@@ -132,11 +132,9 @@ fn container(ctx: &Ctx<'_>, pod: &Value) -> Result<String, Status> {
         return match main.as_slice() {
             [only] if ctx.info.subresource != "log" || init.is_empty() => Ok(only.clone()),
             _ => {
-                let mut message = format!("a container name must be specified for pod {pod_name}, choose one of: [{}]", main.join(" "));
-                if !init.is_empty() {
-                    message.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
-                }
-                Err(Status::bad_request(message))
+                let all: Vec<&str> = init.iter().chain(&main).chain(&ephemeral).map(String::as_str).collect();
+                let choice = all.join(" ");
+                Err(Status::bad_request(format!("a container name must be specified for pod {pod_name}, choose one of: [{choice}]")))
             }
         };
     };
@@ -188,6 +186,12 @@ pub async fn log(ctx: &Ctx<'_>) -> Result<Response<Body>, Status> {
     let (pod, node) = pod_and_node(ctx).await?;
     let container = container(ctx, &pod)?;
     let path = format!("/containerLogs/{}/{}/{container}{}", ctx.info.namespace, ctx.info.name, query(&log_parameters(ctx)?));
+    let Some(node) = node else {
+        // Upstream's answer for a pod that nobody has placed: nothing, not an error.
+        let mut answer = Response::new(full(Bytes::new()));
+        *answer.status_mut() = StatusCode::NO_CONTENT;
+        return Ok(answer);
+    };
     let request = Request::get(path).header(HOST, "kubelet").body(Empty::new()).map_err(|error| Status::internal(error.to_string()))?;
     let response = ctx.api.kubelets.send(&node, request).await?;
     if response.status() != StatusCode::OK {
@@ -226,7 +230,9 @@ pub async fn stream(ctx: &Ctx<'_>, request: Request<Incoming>) -> Result<Respons
     if request.headers().get(UPGRADE).is_none() {
         return Err(Status::bad_request("Upgrade request required"));
     }
-    let mut outgoing = Request::builder().method(request.method()).uri(stream_path(ctx, &pod)?).header(HOST, "kubelet");
+    let path = stream_path(ctx, &pod)?;
+    let node = node.ok_or_else(|| Status::bad_request(format!("pod {} does not have a host assigned", ctx.info.name)))?;
+    let mut outgoing = Request::builder().method(request.method()).uri(path).header(HOST, "kubelet");
     for (name, value) in passed(request.headers()) {
         outgoing = outgoing.header(name, value);
     }

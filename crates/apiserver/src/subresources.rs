@@ -241,18 +241,17 @@ pub async fn review(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status
     Ok(response)
 }
 
-/// The node that a pod runs on, for the kubelet's part of the API.
+/// A pod, and the node that it runs on if it has one, for the kubelet's part of the API.
 ///
 /// # Errors
-/// 404 for the pod, 400 when it has no node.
-pub async fn pod_and_node(ctx: &Ctx<'_>) -> Result<(Value, Arc<Value>), Status> {
+/// 404 for the pod or its node.
+pub async fn pod_and_node(ctx: &Ctx<'_>) -> Result<(Value, Option<Arc<Value>>), Status> {
     let (bytes, revision) = ctx.load().await?;
     let pod = reply::parse(&bytes, revision)?;
-    let node = text(&pod, &["spec", "nodeName"]);
-    if node.is_empty() {
-        return Err(Status::bad_request(format!("pod {} does not have a host assigned", ctx.info.name)));
-    }
-    let node = ctx.api.lookup.get("nodes", "", node).ok_or_else(|| Status::not_found("", "pods", node))?;
+    let node = match text(&pod, &["spec", "nodeName"]) {
+        "" => None,
+        node => Some(ctx.api.lookup.get("nodes", "", node).ok_or_else(|| Status::not_found("", "pods", node))?),
+    };
     Ok((pod, node))
 }
 

@@ -43,13 +43,13 @@ pub fn table(facts: &'static KindFacts, objects: &[Value], metadata: Value, incl
         .map(|object| {
             let mut row = table::row(facts, object, now);
             match include {
-                Include::None => {}
+                Include::None => row["object"] = Value::Null,
                 Include::Metadata => row["object"] = partial(object),
                 Include::Object => row["object"] = object.clone(),
             }
             row
         })
         .collect();
-    let columns = if header { table::columns(facts) } else { Vec::new() };
+    let columns = header.then(|| table::columns(facts));
     json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": columns, "rows": rows})
 }

@@ -475,7 +475,11 @@ impl Patch {
                 return Err(Status { code: 415, reason: "UnsupportedMediaType", message, details: Some(serde_json::json!({})) });
             }
         };
-        let value = serde_json::from_slice(body).map_err(|_| Status::bad_request("invalid JSON patch"))?;
+        let value: Value = serde_json::from_slice(body).map_err(|_| Status::bad_request("invalid JSON patch"))?;
+        if media_type == "application/merge-patch+json" && value.is_array() {
+            let why = "json: cannot unmarshal array into Go value of type map[string]interface {}";
+            return Err(Status::bad_request(format!("error decoding patch: {why}")));
+        }
         Ok(make(value))
     }
 

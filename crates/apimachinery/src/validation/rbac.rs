@@ -68,9 +68,7 @@ pub(super) fn binding(errors: &mut Errors, binding: &Value, old: Option<&Value>,
         errors.not_supported(&path.child("kind"), text(role, "kind"), kinds);
     }
     let name = text(role, "name");
-    if name.is_empty() {
-        errors.required(&path.child("name"), "");
-    } else {
+    if !name.is_empty() {
         errors.all_invalid(&path.child("name"), name, formats::path_segment(name));
     }
     let subjects = Path::new("subjects");
@@ -79,6 +77,9 @@ pub(super) fn binding(errors: &mut Errors, binding: &Value, old: Option<&Value>,
         check_subject(errors, subject, namespaced, &subjects.index(index));
     }
     // Upstream's declarative validation finds missing names after all else.
+    if name.is_empty() {
+        errors.required(&path.child("name"), "");
+    }
     for (index, _) in all.iter().enumerate().filter(|(_, subject)| text(subject, "name").is_empty()) {
         errors.required(&subjects.index(index).child("name"), "");
     }
