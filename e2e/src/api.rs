@@ -97,19 +97,13 @@ impl Api {
         Ok(last)
     }
 
-    /// The log of a pod's only container. A kubelet that does not listen yet, which is a 500, is asked again.
+    /// The log of a pod's only container.
     pub fn log(&self, pod: &str) -> Result<String> {
         let path = format!("{PODS}/{pod}/log");
-        let mut log = String::new();
-        eventually(&format!("the kubelet gives the log of {pod}"), || match self.ask("GET", &path, "", "")? {
-            (200, body) => {
-                log = body;
-                Ok(true)
-            }
-            (500, body) if body.contains("error dialing backend") => Ok(false),
+        match self.ask("GET", &path, "", "")? {
+            (200, body) => Ok(body),
             (status, body) => bail!("GET {path}: {status}: {body}"),
-        })?;
-        Ok(log)
+        }
     }
 
     /// Reasons and messages of the events of a pod, a line each.

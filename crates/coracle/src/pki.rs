@@ -1,7 +1,7 @@
 //! The cluster's keys and certificates: one authority, a certificate per component, none in `system:masters`.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -40,7 +40,7 @@ pub fn ensure(settings: &Settings) -> Result<()> {
     for wanted in wanted(settings)? {
         ensure_certificate(settings, &authority, &wanted)?;
     }
-    let server = format!("https://127.0.0.1:{}", settings.secure_port);
+    let server = format!("https://{}", SocketAddr::new(settings.reachable_address(), settings.secure_port));
     write_kubeconfig(settings, &settings.admin_kubeconfig(), &server, "kubernetes-admin", "admin")?;
     for component in ["kube-controller-manager", "kube-scheduler", "kubelet"] {
         write_kubeconfig(settings, &settings.kubeconfig(component), &server, component, component)?;
@@ -73,14 +73,14 @@ fn wanted(settings: &Settings) -> Result<Vec<Wanted>> {
             common_name: "kube-apiserver".to_owned(),
             organization: None,
             names: api_names,
-            addresses: vec![loopback, address, settings.api_service_address()?],
+            addresses: vec![loopback, settings.reachable_address(), address, settings.api_service_address()?],
         },
         Wanted {
             file: "kubelet-server",
             common_name: format!("system:node:{node}"),
             organization: Some("system:nodes"),
             names: vec![node],
-            addresses: vec![loopback, address],
+            addresses: vec![loopback, settings.reachable_address(), address],
         },
     ])
 }

@@ -122,6 +122,11 @@ impl Settings {
         nth_address(&self.pod_cidr, 1).with_context(|| format!("--pod-cidr: {:?} is no IPv4 range", self.pod_cidr))
     }
 
+    /// An address on which this machine reaches what listens on `--bind-address`.
+    pub fn reachable_address(&self) -> IpAddr {
+        if self.bind_address.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.bind_address }
+    }
+
     /// The first service address: that of `kubernetes.default`.
     pub fn api_service_address(&self) -> Result<IpAddr> {
         nth_address(&self.service_cluster_ip_range, 1)

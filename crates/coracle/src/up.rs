@@ -9,6 +9,7 @@
 //! **Invariant**: stopping ends no pod. Pods belong to their shims; the next `up` finds them again.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -99,6 +100,9 @@ async fn start(settings: &Settings, progress: &Progress, parts: &mut Parts, stop
     progress.working("node");
     let nodes: Api<Node> = Api::all(client);
     let name = settings.node()?;
+    // The store may still say Ready of the node's last life: what serves logs and exec must be there, too.
+    let kubelet = SocketAddr::new(settings.reachable_address(), settings.kubelet_port);
+    while_running(parts, "the kubelet's port", || async { tokio::net::TcpStream::connect(kubelet).await.is_ok() }).await?;
     while_running(parts, "the node to be Ready", || async { node_ready(&nodes, &name).await }).await?;
     progress.done(&format!("node {name} Ready"));
     Ok(())

@@ -55,7 +55,7 @@ where
         }
     }
     let mut reading = std::pin::pin!(reader.run(role));
-    let mut writing = std::pin::pin!(writer.run(role, outbound, controls));
+    let mut writing = std::pin::pin!(writer.run(role, channels, outbound, controls));
     tokio::select! {
         result = &mut reading => return result,
         result = &mut writing => result?,
@@ -145,30 +145,24 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
     async fn run(
         &mut self,
         role: Role,
+        channels: Channels,
         mut outbound: mpsc::Receiver<Frame>,
         mut controls: mpsc::Receiver<Control>,
     ) -> Result<(), StreamError> {
-        let deadline = Instant::now() + Duration::from_secs(OPEN_SECONDS);
-        let mut pending: Option<Frame> = None;
+        // A client opens its streams one by one, each after the answer to the one before. A command that ends sooner than
+        // that must not end the connection under it.
+        if role == Role::Server && !self.all_open(channels, &mut controls).await? {
+            return Ok(());
+        }
         loop {
             tokio::select! {
                 biased;
                 Some(control) = controls.recv() => self.control(control).await?,
-                frame = outbound.recv(), if pending.is_none() => match frame {
-                    Some(frame) => pending = Some(frame),
+                frame = outbound.recv() => match frame {
+                    Some(frame) => self.send(frame).await?,
                     None => break,
                 },
-                () = tokio::time::sleep_until(deadline), if pending.is_some() => {
-                    let Some(Frame::Data(channel, _) | Frame::Close(channel)) = pending else { continue };
-                    return Err(StreamError::StreamsMissing { missing: channel.stream_type(), seconds: OPEN_SECONDS });
-                }
             }
-            pending = match pending.take() {
-                // A close of what was never opened has nothing to close.
-                Some(Frame::Close(channel)) if self.ids[channel as usize].is_none() => None,
-                Some(frame) => self.send(frame).await?,
-                None => None,
-            };
         }
         for channel in Channel::ALL {
             self.finish(channel).await?;
@@ -177,6 +171,23 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             self.frames.go_away().await?;
         }
         self.frames.shutdown().await
+    }
+
+    /// Answers until the client has opened every stream of the command; false when it has gone before.
+    async fn all_open(&mut self, channels: Channels, controls: &mut mpsc::Receiver<Control>) -> Result<bool, StreamError> {
+        let deadline = Instant::now() + Duration::from_secs(OPEN_SECONDS);
+        while let Some(missing) = wanted(channels).find(|channel| self.ids[*channel as usize].is_none()) {
+            tokio::select! {
+                control = controls.recv() => match control {
+                    Some(control) => self.control(control).await?,
+                    None => return Ok(false),
+                },
+                () = tokio::time::sleep_until(deadline) => {
+                    return Err(StreamError::StreamsMissing { missing: missing.stream_type(), seconds: OPEN_SECONDS });
+                }
+            }
+        }
+        Ok(true)
     }
 
     async fn control(&mut self, control: Control) -> Result<(), StreamError> {
@@ -190,20 +201,19 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         }
     }
 
-    /// Sends, or gives the frame back while its stream is not open yet.
-    async fn send(&mut self, frame: Frame) -> Result<Option<Frame>, StreamError> {
-        let (Frame::Data(channel, _) | Frame::Close(channel)) = &frame;
-        let channel = *channel;
-        let Some(id) = self.ids[channel as usize] else { return Ok(Some(frame)) };
+    /// Sends; what is for a channel that this command does not have is dropped.
+    async fn send(&mut self, frame: Frame) -> Result<(), StreamError> {
         match frame {
-            Frame::Data(_, bytes) => {
-                for chunk in bytes.chunks(CHUNK_BYTES_MAX) {
-                    self.frames.data(id, chunk, false).await?;
+            Frame::Data(channel, bytes) => {
+                if let Some(id) = self.ids[channel as usize] {
+                    for chunk in bytes.chunks(CHUNK_BYTES_MAX) {
+                        self.frames.data(id, chunk, false).await?;
+                    }
                 }
+                Ok(())
             }
-            Frame::Close(_) => self.finish(channel).await?,
+            Frame::Close(channel) => self.finish(channel).await,
         }
-        Ok(None)
     }
 
     async fn finish(&mut self, channel: Channel) -> Result<(), StreamError> {

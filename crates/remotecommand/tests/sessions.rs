@@ -83,3 +83,24 @@ async fn a_client_that_goes_ends_the_server() {
         input
     }
 }
+
+#[tokio::test]
+async fn a_command_may_end_before_the_client_has_opened_its_streams() {
+    let channels = Channels { stdin: true, stdout: true, stderr: false, tty: true };
+    let (near, far) = tokio::io::duplex(4096);
+    let (server, server_driver) = accept(near, Protocol::SpdyV4, channels);
+    let server_driver = tokio::spawn(server_driver);
+    server.output.send(Output::Stdout(Bytes::from_static(b"done"))).await.unwrap();
+    server.output.send(Output::Status(Status::exited(0))).await.unwrap();
+    // The driver has had every chance to end the connection by now.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let (mut client, client_driver) = attach(far, Protocol::SpdyV4, channels);
+    let client_driver = tokio::spawn(client_driver);
+    assert_eq!(client.output.recv().await, Some(Output::Stdout(Bytes::from_static(b"done"))));
+    assert_eq!(client.output.recv().await, Some(Output::Status(Status::exited(0))));
+    assert_eq!(client.output.recv().await, None);
+    client_driver.await.unwrap().unwrap();
+    server_driver.await.unwrap().unwrap();
+}
