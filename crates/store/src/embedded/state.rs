@@ -208,6 +208,7 @@ impl State {
             match record {
                 Record::Put { key, lease, .. } => self.leases.attach(key, *lease),
                 Record::Delete { key, .. } => self.leases.attach(key, 0),
+                Record::LeaseRevoke { id } => self.leases.remove(*id),
                 _ => {}
             }
         }

@@ -267,9 +267,7 @@ impl Writer {
         records.push(Record::LeaseRevoke { id });
         let mut payload = Vec::new();
         records.iter().for_each(|record| record.encode(&mut payload));
-        self.make_durable(&records, &payload)?;
-        self.shared.write().leases.remove(id);
-        Ok(())
+        self.make_durable(&records, &payload)
     }
 
     fn expire_leases(&mut self) {
