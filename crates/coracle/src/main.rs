@@ -32,7 +32,7 @@ use crate::settings::Settings;
 #[derive(Parser)]
 #[command(name = "coracle", version, about = "A complete Kubernetes in one program")]
 struct Cli {
-    /// What is logged to stderr, as in RUST_LOG [default: warn for `up`, info for a part on its own].
+    /// What is logged to stderr, as in RUST_LOG [default: info for a part on its own, else warn].
     #[arg(long, global = true, env = "CORACLE_LOG")]
     log: Option<String>,
     #[command(subcommand)]
@@ -88,8 +88,12 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Up(settings) => Some(settings.spans()),
         _ => None,
     };
+    let alone = matches!(
+        cli.command,
+        Command::Apiserver(_) | Command::ControllerManager(_) | Command::Scheduler(_) | Command::Kubelet(_) | Command::Cri(_)
+    );
     // kube logs every answer that is no success as an error, also those that its caller expects.
-    let default = if spans.is_some() { "warn,kube_client=off" } else { "info,kube_client=off" };
+    let default = if alone { "info,kube_client=off" } else { "warn,kube_client=off" };
     let filter = EnvFilter::try_new(cli.log.as_deref().unwrap_or(default)).context("--log: bad filter")?;
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter);
     tracing_subscriber::registry().with(stderr).with(spans.map(trace::SpanLayer::new)).init();
