@@ -60,8 +60,8 @@ fn schemas_are_upstreams() -> Result<()> {
             strip(side);
             plain_items(side);
         }
-        compare_schemas(&path, &ours, &theirs, &mut different);
-        compare_operations(&path, &ours, &theirs, &mut different);
+        compare_schemas(path, &ours, &theirs, &mut different);
+        compare_operations(path, &ours, &theirs, &mut different);
     }
     anyhow::ensure!(different.is_empty(), "{} differences:\n{}", different.len(), different.join("\n"));
     Ok(())
