@@ -60,7 +60,7 @@ pub fn run(args: Args) -> Result<()> {
     let status = command.status().context("failed to run unshare")?;
 
     // Some things end a little later than who made them: a network namespace's links.
-    let left = before.expect_same(&[], Duration::from_secs(10));
+    let left = before.expect_nothing_left(&[], Duration::from_secs(10));
     if let Err(left) = &left {
         eprintln!("left behind:\n{left}");
     }

@@ -64,7 +64,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let mut summary = count(&mut tests)?;
     // The compiler's own helpers come and go with the build.
-    let left = before.expect_same(&["sccache", "/tmp/rustc"], Duration::from_secs(10));
+    let left = before.expect_nothing_left(&["sccache", "/tmp/rustc"], Duration::from_secs(10));
     summary.left_behind = left.err().map(|left| left.lines().map(str::to_owned).collect()).unwrap_or_default();
     summary.missing.clone_from(&host.missing);
     summary.seconds = start.elapsed().as_secs();

@@ -72,11 +72,26 @@ impl Lists {
     /// # Errors
     /// What still differs, a line each; or a list that can't be read.
     pub fn expect_same(&self, ignore: &[&str], deadline: Duration) -> Result<(), String> {
+        self.expect(deadline, |now| self.difference(now, ignore))
+    }
+
+    /// As [`Lists::expect_same`], for a whole machine: a process of somebody else's that has ended meanwhile is nothing left behind.
+    ///
+    /// # Errors
+    /// What is left, a line each; or a list that can't be read.
+    pub fn expect_nothing_left(&self, ignore: &[&str], deadline: Duration) -> Result<(), String> {
+        self.expect(deadline, |now| {
+            let mut lines = self.difference(now, ignore);
+            lines.retain(|line| !line.starts_with(&format!("- {:?}:", List::Processes)));
+            lines
+        })
+    }
+
+    fn expect(&self, deadline: Duration, difference: impl Fn(&Self) -> Vec<String>) -> Result<(), String> {
         let which: Vec<List> = self.0.keys().copied().collect();
         let end = Instant::now() + deadline;
         loop {
-            let now = Self::take(&which).map_err(|e| e.to_string())?;
-            let difference = self.difference(&now, ignore);
+            let difference = difference(&Self::take(&which).map_err(|e| e.to_string())?);
             if difference.is_empty() {
                 return Ok(());
             }
