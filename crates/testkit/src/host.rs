@@ -87,17 +87,23 @@ impl Lists {
         })
     }
 
+    /// What differs all the time until the deadline: what others do meanwhile comes and goes.
     fn expect(&self, deadline: Duration, difference: impl Fn(&Self) -> Vec<String>) -> Result<(), String> {
         let which: Vec<List> = self.0.keys().copied().collect();
         let end = Instant::now() + deadline;
+        let mut left: Option<Vec<String>> = None;
         loop {
-            let difference = difference(&Self::take(&which).map_err(|e| e.to_string())?);
-            if difference.is_empty() {
+            let mut now = difference(&Self::take(&which).map_err(|e| e.to_string())?);
+            if let Some(left) = &left {
+                now.retain(|line| left.contains(line));
+            }
+            if now.is_empty() {
                 return Ok(());
             }
             if Instant::now() >= end {
-                return Err(difference.join("\n"));
+                return Err(now.join("\n"));
             }
+            left = Some(now);
             std::thread::park_timeout(Duration::from_millis(10));
         }
     }
