@@ -84,7 +84,7 @@ pub fn run(args: Args) -> Result<()> {
     let measured = enter(&args, &places, host.peers.as_deref(), &signals);
     let groups_removed = group::remove(&places.cgroup);
     let folder_removed = fs::remove_dir_all(&places.folder).with_context(|| format!("failed to remove {}", places.folder.display()));
-    let left = before.expect_same(&["sccache", "/tmp/rustc"], Duration::from_secs(10));
+    let left = before.expect_nothing_left(&["sccache", "/tmp/rustc"], Duration::from_secs(10));
     if let Err(left) = &left {
         eprintln!("left behind:\n{left}");
     }
