@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod cluster;
+pub mod http;
 pub mod images;
 pub mod script;
 pub mod servers;

@@ -1,7 +1,7 @@
 //! Two API servers side by side, ours and the real one, with one set of keys; and a client that asks either.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 
+use crate::http::{Answer, Client, Request};
 use crate::{ours, peer};
 
 /// How long a server may take to be ready.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// A running server; ended when dropped.
 pub struct Server {
     name: &'static str,
-    port: u16,
+    client: Client,
     processes: Vec<Child>,
     keys: PathBuf,
 }
@@ -91,7 +92,7 @@ pub fn start_ours(folder: &Path) -> Result<Server> {
     let mut flags = vec!["apiserver".to_owned(), format!("--data-dir={}", folder.join("store").display())];
     flags.extend(common_flags(folder, port));
     let process = spawn(folder, "coracle", &ours("coracle")?, &flags)?;
-    Server { name: "coracle", port, processes: vec![process], keys: folder.to_owned() }.wait()
+    Server::new("coracle", port, vec![process], folder)
 }
 
 /// Starts etcd and kube-apiserver; `None` where they could not be built.
@@ -114,38 +115,15 @@ pub fn start_real(folder: &Path) -> Result<Option<Server>> {
         "--endpoint-reconciler-type=none".to_owned(),
     ]);
     processes.push(spawn(folder, "kube-apiserver", &apiserver, &flags)?);
-    Server { name: "kube-apiserver", port, processes, keys: folder.to_owned() }.wait().map(Some)
-}
-
-/// A request, as data.
-#[derive(Clone, Debug, Default)]
-pub struct Request<'a> {
-    /// The method.
-    pub method: &'a str,
-    /// Path and query.
-    pub path: &'a str,
-    /// Further headers, `Name: value`.
-    pub headers: Vec<String>,
-    /// The body.
-    pub body: Vec<u8>,
-    /// After how many seconds the client stops listening (watches).
-    pub seconds: Option<u32>,
-}
-
-/// An answer.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// The status.
-    pub status: u16,
-    /// The value of Content-Type.
-    pub content_type: String,
-    /// Values of Warning headers.
-    pub warnings: Vec<String>,
-    /// The body.
-    pub body: Vec<u8>,
+    Server::new("kube-apiserver", port, processes, folder).map(Some)
 }
 
 impl Server {
+    fn new(name: &'static str, port: u16, processes: Vec<Child>, keys: &Path) -> Result<Server> {
+        let client = Client::new(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), keys)?;
+        Server { name, client, processes, keys: keys.to_owned() }.wait()
+    }
+
     fn wait(mut self) -> Result<Server> {
         let deadline = Instant::now() + TIMEOUT;
         // The last objects that a server makes for itself come after it is ready.
@@ -166,46 +144,7 @@ impl Server {
     }
 
     /// Asks, with the client's certificate.
-    pub fn ask(&self, request: &Request) -> Result<Answer> {
-        let file = |name: &str| self.keys.join(name);
-        let body = file("body");
-        fs::write(&body, &request.body).context("failed to write the body")?;
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "--show-error", "--dump-header", "-", "--request", request.method]);
-        curl.arg("--cacert").arg(file("ca.crt")).arg("--cert").arg(file("client.crt")).arg("--key").arg(file("client.key"));
-        for header in &request.headers {
-            curl.args(["--header", header]);
-        }
-        if !request.body.is_empty() {
-            curl.arg("--data-binary").arg(format!("@{}", body.display()));
-        }
-        // Square and curly brackets in a path are meant as they stand.
-        curl.args(["--globoff", "--max-time", &request.seconds.unwrap_or(30).to_string()]);
-        let output = curl.arg(format!("https://127.0.0.1:{}{}", self.port, request.path)).output().context("failed to run curl")?;
-        // 28: the time is up, which is how a watch is ended.
-        let ended = output.status.code();
-        if ended != Some(0) && !(request.seconds.is_some() && ended == Some(28)) {
-            bail!("curl ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-        }
-        parse(&output.stdout)
-    }
-}
-
-fn parse(bytes: &[u8]) -> Result<Answer> {
-    let mut rest = bytes;
-    loop {
-        let end = rest.windows(4).position(|window| window == b"\r\n\r\n").context("the answer has no head")?;
-        let head = String::from_utf8_lossy(&rest[..end]).into_owned();
-        rest = &rest[end + 4..];
-        let status: u16 = head.split_whitespace().nth(1).and_then(|status| status.parse().ok()).context("the answer has no status")?;
-        if status == 100 {
-            continue;
-        }
-        let values = |wanted: &str| -> Vec<String> {
-            let fields = head.lines().filter_map(|line| line.split_once(':'));
-            fields.filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim().to_owned()).collect()
-        };
-        let content_type = values("content-type").into_iter().next().unwrap_or_default();
-        return Ok(Answer { status, content_type, warnings: values("warning"), body: rest.to_vec() });
+    pub fn ask(&mut self, request: &Request) -> Result<Answer> {
+        self.client.ask(request).with_context(|| format!("{} did not answer", self.name))
     }
 }

@@ -3,12 +3,15 @@
 //! stands in `known.toml` with its reason; an entry that no longer differs fails the test too.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use e2e::servers::{Answer, Request, Server, make_keys, start_ours, start_real};
+use e2e::http::{Answer, Request};
+use e2e::servers::{Server, make_keys, start_ours, start_real};
 use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
@@ -27,11 +30,20 @@ struct Case {
     body: Option<Value>,
     /// The body as it is.
     raw: Option<String>,
-    /// For how many seconds to listen.
-    seconds: Option<u32>,
+    /// Of a watch that goes on: the number of events that come, after which it is left.
+    events: Option<usize>,
+    /// Repeats the request until this is its status, for what a server learns of a change only a moment later.
+    until: Option<u16>,
     /// Keeps the answer by this name: `{{NAME/POINTER}}` in later paths and bodies is what that server had there (a JSON pointer).
     save: Option<String>,
 }
+
+/// The headers that are compared.
+const HEADERS: &[&str] = &["content-type", "warning"];
+/// How long a request with `until` is repeated.
+const EVENTUALLY: Duration = Duration::from_secs(60);
+/// How often it is.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// One of the two servers, with the answers of it that are kept.
 struct Side {
@@ -50,8 +62,21 @@ struct Known {
     differs: BTreeMap<String, String>,
 }
 
+/// What is wrong, as the end of a test's output: without a backtrace, which would leave no room for it.
+struct Failure(String);
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
 #[test]
-fn answers_are_those_of_kube_apiserver() -> Result<()> {
+fn answers_are_those_of_kube_apiserver() -> Result<(), Failure> {
+    play().map_err(|error| Failure(format!("{error:#}")))
+}
+
+fn play() -> Result<()> {
     let folder = tempfile::tempdir()?;
     make_keys(folder.path())?;
     let Some(server) = start_real(folder.path())? else {
@@ -116,8 +141,13 @@ impl Side {
             headers.push("Content-Type: application/json".to_owned());
         }
         let path = self.fill(&case.path);
-        let request = Request { method: &case.method, path: &path, headers, body: body.into_bytes(), seconds: case.seconds };
-        let answer = self.server.ask(&request)?;
+        let request = Request { method: &case.method, path: &path, headers, body: body.into_bytes(), events: case.events };
+        let deadline = Instant::now() + EVENTUALLY;
+        let mut answer = self.server.ask(&request)?;
+        while case.until.is_some_and(|status| status != answer.status) && Instant::now() < deadline {
+            std::thread::sleep(PAUSE);
+            answer = self.server.ask(&request)?;
+        }
         if let Some(name) = &case.save {
             self.kept.insert(name.clone(), serde_json::from_slice(&answer.body).unwrap_or_default());
         }
@@ -150,9 +180,11 @@ fn diff(wanted: &str, got: &str) -> Vec<String> {
 
 /// An answer as comparable text.
 fn render(answer: &Answer) -> String {
-    let mut text = format!("status {}\ncontent-type {}\n", answer.status, answer.content_type);
-    for warning in &answer.warnings {
-        text += &format!("warning {warning}\n");
+    let mut text = format!("status {}\n", answer.status);
+    for name in HEADERS {
+        for value in answer.values(name) {
+            text += &format!("{name} {}\n", scrub_text(value));
+        }
     }
     let body = String::from_utf8_lossy(&answer.body);
     let mut documents: Vec<Value> = Vec::new();
@@ -180,7 +212,7 @@ static VOLATILE: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "<time>"),
         (r"kube-api-access-[a-z0-9]{5}", "kube-api-access-<random>"),
         (r"^gen-[a-z0-9]{5}$", "gen-<random>"),
-        (r"^\d+[smhd]$", "<age>"),
+        (r"^(\d+[smhdy])+$", "<age>"),
         (r"10\.96\.0\.\d+", "<cluster ip>"),
         (r"in record \(\d+\)", "in record (<version>)"),
         (r":3[0-2]\d{3}/(TCP|UDP)", ":<port>/$1"),

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 use apimachinery::openapi;
-use e2e::servers::{Request, make_keys, start_real};
+use e2e::http::Request;
+use e2e::servers::{make_keys, start_real};
 use serde_json::Value;
 
 /// Drops what our documents leave out, and sorts what has no order.
@@ -45,7 +46,7 @@ fn plain_items(value: &mut Value) {
 fn schemas_are_upstreams() -> Result<()> {
     let folder = tempfile::tempdir()?;
     make_keys(folder.path())?;
-    let Some(real) = start_real(folder.path())? else {
+    let Some(mut real) = start_real(folder.path())? else {
         e2e::skip("schemas_are_upstreams", "there is no kube-apiserver or etcd: they are built by Go");
         return Ok(());
     };
