@@ -10,7 +10,7 @@ use serde_json::Value;
 /// How long one request may take, in seconds.
 const REQUEST_SECONDS: &str = "20";
 /// How long a state may be waited for.
-const EVENTUALLY: Duration = Duration::from_secs(45);
+const EVENTUALLY: Duration = Duration::from_secs(120);
 /// How often it is looked at.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The pods of the tests.

@@ -1,10 +1,11 @@
 //! The process table: the keeper of a cluster, its shims, and what runs below them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 /// The name of the shim's executable, which is the keeper's too.
 const SHIM: &str = "containerd-shim-coracle-v2";
@@ -80,6 +81,27 @@ impl Table {
         self.processes.values().filter(|process| process.cgroups.contains(id)).collect()
     }
 
+    /// Walks up from the running containers of one pod: the parent of each is the shim, above it the keeper, and the shim has no
+    /// other children. Gives the shim.
+    pub fn shim_of(&self, containers: &[String]) -> Result<u32> {
+        let mut parents = BTreeSet::new();
+        let mut tops = BTreeSet::new();
+        for id in containers {
+            let members = self.in_cgroup(id);
+            let first: Vec<_> = members.iter().filter(|process| !members.iter().any(|other| other.pid == process.parent)).collect();
+            ensure!(first.len() == 1, "container {id} has not one first process: {members:?}");
+            tops.insert(first[0].pid);
+            parents.insert(first[0].parent);
+        }
+        ensure!(parents.len() == 1, "the containers of one pod have the parents {parents:?}");
+        let shim = parents.into_iter().next().context("a pod without containers")?;
+        ensure!(self.shims().iter().any(|process| process.pid == shim), "the containers' parent {shim} is no shim");
+        ensure!(self.ancestors(shim).first() == Some(&self.keeper), "the shim's parent is not the keeper");
+        let children: BTreeSet<u32> = self.children(shim).iter().map(|process| process.pid).collect();
+        ensure!(children == tops, "the shim has more children than the containers {tops:?}: {:?}", self.children(shim));
+        Ok(shim)
+    }
+
     /// Parent, its parent, and so on.
     pub fn ancestors(&self, pid: u32) -> Vec<u32> {
         let mut all = Vec::new();
@@ -94,6 +116,20 @@ impl Table {
         }
         all
     }
+}
+
+/// The ids of a pod's containers that run, as its status tells them.
+pub fn running_containers(pod: &Value) -> Result<Vec<String>> {
+    let mut ids = Vec::new();
+    for list in ["initContainerStatuses", "containerStatuses"] {
+        for status in pod["status"][list].as_array().into_iter().flatten() {
+            if status["state"].get("running").is_some() {
+                let id = status["containerID"].as_str().and_then(|id| id.split_once("://")).context("a container has no id")?;
+                ids.push(id.1.to_owned());
+            }
+        }
+    }
+    Ok(ids)
 }
 
 fn is_keeper(process: &Process, state: &Path) -> bool {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::cluster::Cluster;
-use e2e::table::Table;
+use e2e::table::running_containers;
 use serde_json::{Value, json};
 
 /// How many small pods run beside the large one.
@@ -22,9 +22,9 @@ fn a_pod_has_one_shim_and_no_pause_process() -> Result<()> {
     let pod = api.wait_ready("large")?;
     let table = cluster.table()?;
     ensure!(table.shims().len() == 1, "one pod has these shims: {:?}", table.shims());
-    let containers = containers(&pod)?;
+    let containers = running_containers(&pod)?;
     ensure!(containers.len() == 4, "a sidecar and three containers run, not {containers:?}");
-    let shim = judge(&table, &containers)?;
+    let shim = table.shim_of(&containers)?;
     ensure!(table.shims()[0].pid == shim, "the containers' parent is not the only shim");
 
     for number in 0..SMALL_PODS {
@@ -37,46 +37,12 @@ fn a_pod_has_one_shim_and_no_pause_process() -> Result<()> {
     }
     let table = cluster.table()?;
     for pod in &pods {
-        shims.insert(judge(&table, &self::containers(pod)?)?);
+        shims.insert(table.shim_of(&running_containers(pod)?)?);
     }
     let seen: BTreeSet<u32> = table.shims().iter().map(|shim| shim.pid).collect();
     ensure!(shims.len() == SMALL_PODS + 1, "{} pods have {} shims", SMALL_PODS + 1, shims.len());
     ensure!(seen == shims, "the keeper has other shims too: {seen:?}, of pods are {shims:?}");
     Ok(())
-}
-
-/// Walks up from the containers of one pod: parent is the shim, above it the keeper. Gives the shim.
-fn judge(table: &Table, containers: &[String]) -> Result<u32> {
-    let mut parents = BTreeSet::new();
-    let mut tops = BTreeSet::new();
-    for id in containers {
-        let members = table.in_cgroup(id);
-        let first: Vec<_> = members.iter().filter(|process| !members.iter().any(|other| other.pid == process.parent)).collect();
-        ensure!(first.len() == 1, "container {id} has not one first process: {members:?}");
-        tops.insert(first[0].pid);
-        parents.insert(first[0].parent);
-    }
-    ensure!(parents.len() == 1, "the containers of one pod have the parents {parents:?}");
-    let shim = parents.into_iter().next().context("a pod without containers")?;
-    ensure!(table.shims().iter().any(|process| process.pid == shim), "the containers' parent {shim} is no shim");
-    ensure!(table.ancestors(shim).first() == Some(&table.keeper()), "the shim's parent is not the keeper");
-    let children: BTreeSet<u32> = table.children(shim).iter().map(|process| process.pid).collect();
-    ensure!(children == tops, "the shim has more children than the containers {tops:?}: {:?}", table.children(shim));
-    Ok(shim)
-}
-
-/// The ids of the containers that run.
-fn containers(pod: &Value) -> Result<Vec<String>> {
-    let mut ids = Vec::new();
-    for list in ["initContainerStatuses", "containerStatuses"] {
-        for status in pod["status"][list].as_array().into_iter().flatten() {
-            if status["state"].get("running").is_some() {
-                let id = status["containerID"].as_str().and_then(|id| id.split_once("://")).context("a container has no id")?;
-                ids.push(id.1.to_owned());
-            }
-        }
-    }
-    Ok(ids)
 }
 
 fn large() -> Value {

@@ -195,13 +195,37 @@ fn plan(facts: &KindFacts, old: &Value, options: &Options, now: Timestamp) -> St
 /// Deletes the object that `ctx` names.
 async fn delete_one(ctx: &Ctx<'_>, options: &Options) -> Result<(Stored, bool), Status> {
     let facts = ctx.resource.facts;
+    let mut marked = None;
     let outcome = guaranteed_update(ctx, options.dry_run, |old| {
+        marked = None;
         options.check(facts, &ctx.info.name, old)?;
         admission::admit(&ctx.admission(Operation::Delete, &ctx.info.name, Some(old)), None)?;
-        Ok(plan(facts, old, options, ctx.now))
+        let step = plan(facts, old, options, ctx.now);
+        // Whoever watches is told that a pod has no time left before it is told that it is gone: its kubelet acts on that.
+        match step {
+            Step::Delete(new) if facts.resource == "pods" && !options.dry_run && !has_no_time(old) => {
+                marked = Some(object::text(old, &["metadata", "uid"]).to_owned());
+                Ok(Step::Put(new))
+            }
+            step => Ok(step),
+        }
     })
     .await?;
-    Ok((outcome.stored, outcome.deleted))
+    let Some(uid) = marked else { return Ok((outcome.stored, outcome.deleted)) };
+    // Somebody else may have deleted it since, and another of this name may be there.
+    let last = guaranteed_update(ctx, false, |old| match object::text(old, &["metadata", "uid"]) == uid {
+        true => Ok(Step::Delete(old.clone())),
+        false => Err(ctx.not_found()),
+    });
+    match last.await {
+        Err(status) if status.code == 404 => Ok((outcome.stored, true)),
+        last => last.map(|last| (last.stored, true)),
+    }
+}
+
+/// Whether a deletion without time has been told.
+fn has_no_time(object: &Value) -> bool {
+    object::is_deleting(object) && object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64) == Some(0)
 }
 
 /// Whether the answer to a deletion is the object, not a Status (each storage's `ReturnDeletedObject`).

@@ -70,7 +70,7 @@ pub enum Delta<K> {
         /// As it is.
         new: Arc<K>,
     },
-    /// It is gone; this is the last that was seen of it.
+    /// It is gone; this is its last state that was told.
     Deleted(Arc<K>),
 }
 
@@ -216,7 +216,11 @@ impl<K: Resource + 'static> Informer<K> {
     pub fn apply(&self, event: watcher::Event<K>, pending: &mut Option<BTreeMap<ObjectKey, Arc<K>>>) {
         let deltas = match event {
             watcher::Event::Apply(object) => vec![self.insert(Arc::new(object))],
-            watcher::Event::Delete(object) => self.remove(&ObjectKey::of(&object)).into_iter().collect(),
+            watcher::Event::Delete(object) => {
+                let known = self.remove(&ObjectKey::of(&object));
+                // The event tells the last state, which may be newer than the copy's.
+                known.map(|_| Delta::Deleted(Arc::new(object))).into_iter().collect()
+            }
             watcher::Event::Init => {
                 *pending = Some(BTreeMap::new());
                 return;

@@ -2,10 +2,10 @@
 //! that the API does not know any more.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use client::Informer;
+use client::{Delta, Informer};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -42,6 +42,8 @@ pub struct Manager {
     kubelet: Arc<Kubelet>,
     pods: Informer<Pod>,
     changed: Arc<Notify>,
+    /// The last state of pods that have gone from the API since the last look, by UID: it tells the grace period.
+    gone: Arc<Mutex<HashMap<String, Arc<Pod>>>>,
     handles: HashMap<String, Handle>,
     workers: JoinSet<String>,
     writers: JoinSet<()>,
@@ -56,11 +58,19 @@ impl Manager {
     pub fn new(kubelet: Arc<Kubelet>, pods: Informer<Pod>) -> Self {
         let changed = Arc::new(Notify::new());
         let wake = changed.clone();
-        pods.on_change(move |_| wake.notify_one());
+        let gone: Arc<Mutex<HashMap<String, Arc<Pod>>>> = Arc::default();
+        let last = gone.clone();
+        pods.on_change(move |delta| {
+            if let Delta::Deleted(pod) = delta {
+                last.lock().unwrap_or_else(PoisonError::into_inner).insert(model::uid(pod).to_owned(), pod.clone());
+            }
+            wake.notify_one();
+        });
         Self {
             kubelet,
             pods,
             changed,
+            gone,
             handles: HashMap::new(),
             workers: JoinSet::new(),
             writers: JoinSet::new(),
@@ -128,6 +138,7 @@ impl Manager {
     /// Brings the set of workers in line with the API's pods.
     async fn reconcile(&mut self, cancel: &CancellationToken) {
         let pods: BTreeMap<String, Arc<Pod>> = self.pods.list().into_iter().map(|pod| (model::uid(&pod).to_owned(), pod)).collect();
+        let mut gone = std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner));
         for (uid, handle) in &self.handles {
             match pods.get(uid) {
                 Some(pod) => {
@@ -137,7 +148,12 @@ impl Manager {
                     });
                 }
                 None => {
-                    handle.desired.send_if_modified(|d| !std::mem::replace(&mut d.removed, true));
+                    let last = gone.remove(uid);
+                    handle.desired.send_if_modified(|desired| {
+                        let told = last.is_some();
+                        desired.pod = last.unwrap_or_else(|| desired.pod.clone());
+                        !std::mem::replace(&mut desired.removed, true) || told
+                    });
                 }
             }
         }

@@ -421,6 +421,8 @@ impl Worker {
         loop {
             let now = desired.borrow_and_update().clone();
             let grace = now.pod.metadata.deletion_grace_period_seconds;
+            // A pod that is deleted by force is given this still (upstream's `calculateEffectiveGracePeriod`).
+            let given = grace.map(|seconds| seconds.max(1));
             let ips = seen.ips();
             let context = kill::Context {
                 runtime: &self.kubelet.runtime,
@@ -438,7 +440,7 @@ impl Worker {
                 }
             };
             tokio::select! {
-                result = kill::stop_pod(&context, seen, grace) => {
+                result = kill::stop_pod(&context, seen, given) => {
                     return result.map_err(|e| runtime::go_error(&e));
                 }
                 () = shortened => {}
