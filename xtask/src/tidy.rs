@@ -12,7 +12,7 @@ use crate::sh;
 const ROWS: [&[&str]; 4] = [
     &["apimachinery", "protocols", "linux", "remotecommand"],
     &["client", "store", "image-store", "oci-runtime", "network"],
-    &["apiserver", "controller-manager", "scheduler", "kubelet", "cri-server", "shim"],
+    &["apiserver", "controller-manager", "scheduler", "kubelet", "kube-proxy", "cri-server", "shim"],
     &["coracle"],
 ];
 

@@ -45,6 +45,27 @@ pub struct Config {
     /// Ended pods that may stay before the oldest are deleted; 0 for no limit.
     #[arg(long, default_value_t = 12500, value_name = "COUNT")]
     pub terminated_pod_gc_threshold: usize,
+    /// Most endpoints of one EndpointSlice, 1 to 1000.
+    #[arg(long, default_value_t = 100, value_name = "COUNT", value_parser = endpoints_max)]
+    pub max_endpoints_per_slice: usize,
+    /// How long changes of pods are collected before EndpointSlices are written.
+    #[arg(long, default_value = "0", value_parser = parse_duration, value_name = "DURATION")]
+    pub endpointslice_updates_batch_period: Duration,
+    /// Services whose EndpointSlices are worked on at one time, 1 to 50.
+    #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = workers)]
+    pub concurrent_service_endpoint_syncs: usize,
+}
+
+fn endpoints_max(text: &str) -> Result<usize, String> {
+    number(text, 1000)
+}
+
+fn workers(text: &str) -> Result<usize, String> {
+    number(text, 50)
+}
+
+fn number(text: &str, max: usize) -> Result<usize, String> {
+    text.parse().ok().filter(|number| (1..=max).contains(number)).ok_or_else(|| format!("{text:?} is no number from 1 to {max}"))
 }
 
 /// A Go duration: `300ms`, `1m30s`, `2h`.

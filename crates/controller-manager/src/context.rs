@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::watcher;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::endpoint_slice::{BY_SERVICE, service_index};
 use crate::objects::controller_of;
 
 /// A controller on its way: registered with the informers, to be run.
@@ -42,6 +44,8 @@ pub(crate) struct Informers {
     pub(crate) replica_sets: Informer<ReplicaSet>,
     pub(crate) cluster_roles: Informer<ClusterRole>,
     pub(crate) node_leases: Informer<Lease>,
+    pub(crate) services: Informer<Service>,
+    pub(crate) endpoint_slices: Informer<EndpointSlice>,
 }
 
 /// Under which value the index [`BY_CONTROLLER`] has a pod.
@@ -57,6 +61,7 @@ impl Informers {
         let informers = Self::default();
         informers.pods.add_index(BY_CONTROLLER, |pod| vec![controller_index(pod)]);
         informers.pods.add_index(BY_NODE, |pod| pod.spec.iter().filter_map(|spec| spec.node_name.clone()).collect());
+        informers.endpoint_slices.add_index(BY_SERVICE, service_index);
         informers
     }
 
@@ -77,6 +82,8 @@ impl Informers {
         spawn!(deployments, Api::all(client.clone()), config());
         spawn!(replica_sets, Api::all(client.clone()), config());
         spawn!(cluster_roles, Api::all(client.clone()), config());
+        spawn!(services, Api::all(client.clone()), config());
+        spawn!(endpoint_slices, Api::all(client.clone()), config());
         spawn!(node_leases, Api::namespaced(client.clone(), "kube-node-lease"), config());
     }
 
@@ -91,6 +98,8 @@ impl Informers {
             && self.replica_sets.wait_synced(cancel).await
             && self.cluster_roles.wait_synced(cancel).await
             && self.node_leases.wait_synced(cancel).await
+            && self.services.wait_synced(cancel).await
+            && self.endpoint_slices.wait_synced(cancel).await
     }
 }
 

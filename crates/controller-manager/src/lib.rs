@@ -15,6 +15,7 @@ mod config;
 mod context;
 mod deployment;
 mod discovery;
+mod endpoint_slice;
 mod garbage;
 mod hash;
 mod namespace;
@@ -43,7 +44,7 @@ const USER_AGENT: &str = concat!("kube-controller-manager/coracle-", env!("CARGO
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// The controllers, by upstream's names.
-pub const CONTROLLERS: [&str; 10] = [
+pub const CONTROLLERS: [&str; 11] = [
     "deployment-controller",
     "replicaset-controller",
     "namespace-controller",
@@ -54,6 +55,7 @@ pub const CONTROLLERS: [&str; 10] = [
     "node-lifecycle-controller",
     "taint-eviction-controller",
     "clusterrole-aggregation-controller",
+    "endpointslice-controller",
 ];
 
 /// Why the manager did not start, or ended.
@@ -164,7 +166,7 @@ type Start = fn(Arc<Context>) -> Starting;
 
 fn start_all(context: &Arc<Context>, root_ca: Option<String>) -> Vec<Starting> {
     let mut starting: Vec<Starting> = Vec::new();
-    let table: [(&str, Start); 9] = [
+    let table: [(&str, Start); 10] = [
         ("deployment-controller", deployment::start),
         ("replicaset-controller", replicaset::start),
         ("namespace-controller", namespace::start),
@@ -174,6 +176,7 @@ fn start_all(context: &Arc<Context>, root_ca: Option<String>) -> Vec<Starting> {
         ("node-lifecycle-controller", node::start),
         ("taint-eviction-controller", node::start_eviction),
         ("clusterrole-aggregation-controller", aggregation::start),
+        ("endpointslice-controller", endpoint_slice::start),
     ];
     for (name, start) in table {
         if context.config.enabled(name) {

@@ -8,7 +8,8 @@ use clap::Parser;
 use common::{ApiServer, Kind, available, eventually};
 use controller_manager::Config;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
@@ -264,6 +265,84 @@ async fn a_silent_node_is_tainted_and_left(kind: Kind) {
     running.stop().await;
 }
 
+/// Addresses and conditions (ready, serving, terminating) in the slices of the Service `web`.
+async fn endpoints(slices: &Api<EndpointSlice>) -> Vec<(String, [bool; 3])> {
+    let listed = slices.list(&ListParams::default().labels("kubernetes.io/service-name=web")).await.expect("list").items;
+    let all = listed.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+    let mut found: Vec<_> = all
+        .map(|endpoint| {
+            let conditions = endpoint.conditions.clone().unwrap_or_default();
+            let set = [conditions.ready, conditions.serving, conditions.terminating].map(|condition| condition == Some(true));
+            (endpoint.addresses.join(","), set)
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+async fn a_service_has_its_slices(kind: Kind) {
+    let running = Running::start(&kind, &[]).await;
+    let client = running.client.clone();
+    let (nodes, pods): (Api<Node>, Api<Pod>) = (Api::all(client.clone()), Api::namespaced(client.clone(), "default"));
+    let (services, slices): (Api<Service>, Api<EndpointSlice>) =
+        (Api::namespaced(client.clone(), "default"), Api::namespaced(client.clone(), "default"));
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    eventually("default service account", 30, || async { accounts.get_opt("default").await.expect("get") }).await;
+    nodes.create(&PostParams::default(), &serde_json::from_value(json!({"metadata": {"name": "n"}})).expect("node")).await.expect("create");
+    let service = serde_json::from_value(json!({"metadata": {"name": "web", "labels": {"team": "a"}},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]}}))
+    .expect("service");
+    services.create(&PostParams::default(), &service).await.expect("create");
+    eventually("the placeholder", 30, || async {
+        let listed = slices.list(&ListParams::default().labels("kubernetes.io/service-name=web")).await.expect("list").items;
+        let [slice] = listed.as_slice() else { return None };
+        let labels = slice.metadata.labels.clone().unwrap_or_default();
+        assert_eq!(labels.get("endpointslice.kubernetes.io/managed-by").map(String::as_str), Some("endpointslice-controller.k8s.io"));
+        assert_eq!(labels.get("team").map(String::as_str), Some("a"));
+        assert_eq!(slice.metadata.owner_references.iter().flatten().next().map(|owner| owner.kind.as_str()), Some("Service"));
+        Some(())
+    })
+    .await;
+    for (name, address) in [("a", "10.0.0.1"), ("b", "10.0.0.2")] {
+        let pod = json!({"metadata": {"name": name, "labels": {"app": "web"}}, "spec": {"nodeName": "n",
+            "containers": [{"name": "c", "image": "i", "ports": [{"name": "http", "containerPort": 8080}]}]}});
+        pods.create(&PostParams::default(), &serde_json::from_value(pod).expect("pod")).await.expect("create");
+        let status = json!({"status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": if name == "a" { "True" } else { "False" }}]}});
+        pods.patch_status(name, &PatchParams::default(), &Patch::Strategic(status)).await.expect("status");
+    }
+    let at = |last: u8, conditions: [bool; 3]| (format!("10.0.0.{last}"), conditions);
+    let become_so = |wanted: Vec<(String, [bool; 3])>| {
+        let slices = slices.clone();
+        async move {
+            eventually(&format!("{wanted:?}"), 30, || async { (endpoints(&slices).await == wanted).then_some(()) }).await;
+        }
+    };
+    become_so(vec![at(1, [true, true, false]), at(2, [false, false, false])]).await;
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    pods.patch_status("b", &PatchParams::default(), &Patch::Strategic(ready)).await.expect("status");
+    become_so(vec![at(1, [true, true, false]), at(2, [true, true, false])]).await;
+    pods.delete("a", &DeleteParams::default()).await.expect("delete");
+    become_so(vec![at(1, [false, true, true]), at(2, [true, true, false])]).await;
+    pods.delete("a", &DeleteParams::default().grace_period(0)).await.expect("delete");
+    become_so(vec![at(2, [true, true, false])]).await;
+    // Somebody else's change is undone, a slice that was deleted comes back, and all go with the Service.
+    let name =
+        slices.list(&ListParams::default().labels("kubernetes.io/service-name=web")).await.expect("list").items[0].metadata.name.clone();
+    let name = name.expect("name");
+    slices.patch(&name, &PatchParams::default(), &Patch::Merge(json!({"endpoints": []}))).await.expect("patch");
+    become_so(vec![at(2, [true, true, false])]).await;
+    slices.delete(&name, &DeleteParams::default()).await.expect("delete");
+    become_so(vec![at(2, [true, true, false])]).await;
+    services.delete("web", &DeleteParams::default()).await.expect("delete");
+    eventually("no slice is left", 60, || async {
+        let listed = slices.list(&ListParams::default().labels("kubernetes.io/service-name=web")).await.expect("list").items;
+        listed.is_empty().then_some(())
+    })
+    .await;
+    running.stop().await;
+}
+
 /// Makes a test of each case, on each server that is there.
 macro_rules! on_each_server {
     ($($case:ident),+ $(,)?) => {
@@ -285,5 +364,6 @@ on_each_server!(
     a_deployment_lives_its_life,
     a_namespace_goes_with_all_it_holds,
     garbage_is_collected_in_three_ways,
-    a_silent_node_is_tainted_and_left
+    a_silent_node_is_tainted_and_left,
+    a_service_has_its_slices
 );

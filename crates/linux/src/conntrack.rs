@@ -18,6 +18,7 @@ const TUPLE_PROTO: u16 = 2;
 const IP_V4_SRC: u16 = 1;
 const IP_V4_DST: u16 = 2;
 const PROTO_NUM: u16 = 1;
+const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
 const IPS_DST_NAT: u32 = 1 << 5;
 const NLA_F_NESTED: u16 = 1 << 15;
@@ -35,6 +36,8 @@ pub struct Flow {
     pub destination_port: u16,
     /// Who answers: another one than `destination` when the destination was translated.
     pub answering: Ipv4Addr,
+    /// The port that it answers from; 0 for protocols without ports.
+    pub answering_port: u16,
     /// Whether its destination was translated.
     pub translated: bool,
     tuple: Vec<u8>,
@@ -95,16 +98,21 @@ fn address(tuple: &[u8], which: u16) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from(octets))
 }
 
+fn port(proto: &[u8], which: u16) -> u16 {
+    find(proto, which).and_then(|port| port.try_into().ok()).map_or(0, u16::from_be_bytes)
+}
+
 fn parse(attributes: &[u8]) -> Option<Flow> {
     let tuple = find(attributes, TUPLE_ORIG)?;
     let proto = find(tuple, TUPLE_PROTO)?;
-    let port = find(proto, PROTO_DST_PORT).and_then(|p| p.try_into().ok()).map_or(0, u16::from_be_bytes);
+    let reply = find(attributes, TUPLE_REPLY)?;
     let status = find(attributes, STATUS).and_then(|s| s.try_into().ok()).map_or(0, u32::from_be_bytes);
     Some(Flow {
         protocol: *find(proto, PROTO_NUM)?.first()?,
         destination: address(tuple, IP_V4_DST)?,
-        destination_port: port,
-        answering: address(find(attributes, TUPLE_REPLY)?, IP_V4_SRC)?,
+        destination_port: port(proto, PROTO_DST_PORT),
+        answering: address(reply, IP_V4_SRC)?,
+        answering_port: find(reply, TUPLE_PROTO).map_or(0, |proto| port(proto, PROTO_SRC_PORT)),
         translated: status & IPS_DST_NAT != 0,
         tuple: tuple.to_vec(),
         id: find(attributes, ID).map(<[u8]>::to_vec),

@@ -38,6 +38,8 @@ const NETLINK_CAP_ACK: libc::c_int = 10;
 const NETLINK_EXT_ACK: libc::c_int = 11;
 /// A dump that goes on for longer than this many datagrams is refused (about 1 GiB).
 const DUMP_DATAGRAMS_MAX: usize = 16_384;
+/// The send buffer that every host allows (`net.core.wmem_default`).
+const SEND_BUFFER_BYTES: usize = 212_992;
 const RECV_BUFFER_BYTES: usize = 64 * 1024;
 
 /// What went wrong between this process and the kernel.
@@ -316,6 +318,9 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.len() > SEND_BUFFER_BYTES / 2 {
+            set_send_buffer(&self.fd, bytes.len());
+        }
         let kernel = SocketAddrNetlink::new(0, 0);
         loop {
             match rustix::net::sendto(&self.fd, bytes, SendFlags::empty(), &kernel) {
@@ -350,6 +355,22 @@ fn set_netlink_option(fd: &OwnedFd, option: libc::c_int) {
     // only leaves out its text or truncation, so the result is not needed.
     let _ = unsafe {
         libc::setsockopt(fd.as_fd().as_raw_fd(), SOL_NETLINK, option, (&raw const on).cast(), size_of::<libc::c_int>() as libc::socklen_t)
+    };
+}
+
+/// Makes room for one message of `len` bytes, beyond the limit for those who are not root. What does not succeed shows when it is sent.
+fn set_send_buffer(fd: &OwnedFd, len: usize) {
+    // The kernel's own structures stand in the buffer too, and it doubles the value for them.
+    let bytes = libc::c_int::try_from(len).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the fd is open, and the value pointer and length describe one live c_int.
+    let _ = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUFFORCE,
+            (&raw const bytes).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
     };
 }
 
