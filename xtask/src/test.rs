@@ -34,6 +34,29 @@ struct Summary {
     seconds: u64,
     missing: Vec<String>,
     left_behind: Vec<String>,
+    /// What the failed tests printed: repeated at the end, where a long log is read first.
+    #[serde(skip)]
+    failures: Failures,
+}
+
+/// The failed tests' own output, out of the harness's.
+#[derive(Debug, Default)]
+struct Failures {
+    lines: Vec<String>,
+    inside: bool,
+}
+
+impl Failures {
+    /// At most so many lines are kept.
+    const LINES_MAX: usize = 400;
+
+    /// Takes the next line of the harness: what stands between `failures:` and the result is kept.
+    fn take(&mut self, line: &str) {
+        self.inside = line == "failures:" || (self.inside && !line.starts_with("test result: "));
+        if self.inside && self.lines.len() < Self::LINES_MAX {
+            self.lines.push(line.to_owned());
+        }
+    }
 }
 
 /// Runs everything. Fails where a test failed, a skip is not allowed, or something is left behind.
@@ -91,6 +114,7 @@ fn count(tests: &mut std::process::Command) -> Result<Summary> {
         let line = line.context("failed to read the tests' output")?;
         writeln!(std::io::stdout(), "{line}")?;
         skipped.extend(Skipped::parse(&line));
+        summary.failures.take(&line);
         if let Some((passed, failed)) = parse_result(&line) {
             summary.passed += passed;
             summary.failed += failed;
@@ -125,6 +149,9 @@ fn judge(summary: &Summary, host: &setup::Host) -> Result<()> {
         summary.skipped.iter().map(|(test, reason)| Skipped { test: test.clone(), reason: reason.clone() }).collect();
     let refused = skips::refused(&skipped, host)?;
     eprintln!();
+    for line in &summary.failures.lines {
+        eprintln!("{line}");
+    }
     for skip in &skipped {
         eprintln!("skipped: {}: {}", skip.test, skip.reason);
     }
@@ -151,6 +178,15 @@ fn judge(summary: &Summary, host: &setup::Host) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_output_of_failed_tests_is_kept() {
+        let mut failures = Failures::default();
+        let text =
+            "successes:\n  a said\nfailures:\n\n---- b stdout ----\nno\nfailures:\n    b\ntest result: FAILED. 1 passed; 1 failed\nnext";
+        text.lines().for_each(|line| failures.take(line));
+        assert_eq!(failures.lines, ["failures:", "", "---- b stdout ----", "no", "failures:", "    b"]);
+    }
 
     #[test]
     fn results_are_counted_and_ignored_tests_fail() {
