@@ -18,6 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(180);
 /// A running server; ended when dropped.
 pub struct Server {
     name: &'static str,
+    address: SocketAddr,
     client: Client,
     processes: Vec<Child>,
     keys: PathBuf,
@@ -120,8 +121,9 @@ pub fn start_real(folder: &Path) -> Result<Option<Server>> {
 
 impl Server {
     fn new(name: &'static str, port: u16, processes: Vec<Child>, keys: &Path) -> Result<Server> {
-        let client = Client::new(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), keys)?;
-        Server { name, client, processes, keys: keys.to_owned() }.wait()
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let client = Client::new(address, keys)?;
+        Server { name, address, client, processes, keys: keys.to_owned() }.wait()
     }
 
     fn wait(mut self) -> Result<Server> {
@@ -133,14 +135,33 @@ impl Server {
             if requests.iter().all(|request| self.ask(request).is_ok_and(|answer| answer.status == 200)) {
                 return Ok(self);
             }
-            let ended = self.processes.iter_mut().any(|process| process.try_wait().is_ok_and(|status| status.is_some()));
-            if ended || Instant::now() > deadline {
+            if self.has_ended() || Instant::now() > deadline {
                 let log = fs::read_to_string(self.keys.join(format!("{}.log", self.name))).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
                 bail!("{} did not become ready:\n{}", self.name, lines[lines.len().saturating_sub(30)..].join("\n"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The folder of `ca.crt`, `client.crt` and `client.key`.
+    pub fn keys(&self) -> &Path {
+        &self.keys
+    }
+
+    /// Its processes.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.processes.iter().map(Child::id)
+    }
+
+    /// Whether one of its processes has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.processes.iter_mut().any(|process| process.try_wait().is_ok_and(|status| status.is_some()))
     }
 
     /// Asks, with the client's certificate.

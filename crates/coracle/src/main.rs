@@ -69,11 +69,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the async runtime")
-        .and_then(|runtime| runtime.block_on(run(cli)));
+    let result = accept_signals().and_then(|()| start(cli));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -81,6 +77,20 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whoever started this may have blocked the signals that stop it, as one does who waits for them. The runtime's threads inherit what is set here.
+fn accept_signals() -> Result<()> {
+    let stopping: Vec<i32> = ["INT", "TERM"].into_iter().filter_map(linux::signal::parse).collect();
+    linux::signal::unblock(&stopping).context("failed to unblock SIGINT and SIGTERM")
+}
+
+fn start(cli: Cli) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the async runtime")
+        .and_then(|runtime| runtime.block_on(run(cli)))
 }
 
 async fn run(cli: Cli) -> Result<()> {

@@ -95,6 +95,18 @@ pub fn block(signals: &[i32]) -> Result<()> {
     Ok(())
 }
 
+/// Unblocks these signals: a program that is to end by them may have been started by one that blocks them.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn unblock(signals: &[i32]) -> Result<()> {
+    let set = set_of(signals);
+    // SAFETY: the pointer outlives the call.
+    check(unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut()) }.into())
+        .map_err(|e| Error::new("sigprocmask", "", e))?;
+    Ok(())
+}
+
 /// Waits for one of these (blocked) signals; answers its number.
 ///
 /// # Errors
