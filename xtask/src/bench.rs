@@ -3,6 +3,7 @@
 
 mod group;
 mod runtime;
+mod server;
 mod system;
 
 use std::fs;
@@ -11,6 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use serde_json::json;
 use testkit::host::Lists;
 use testkit::image::{Image, ImageSpec};
@@ -37,6 +39,12 @@ pub struct Args {
     /// Idle pods per side whose memory is measured.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     idle: u32,
+    /// Objects in the API servers.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    objects: u32,
+    /// What is measured; everything if not given.
+    #[arg(long, value_enum)]
+    part: Vec<Part>,
     /// Measure development builds: to try the command, not to compare.
     #[arg(long)]
     dev: bool,
@@ -48,11 +56,28 @@ pub struct Args {
     peers: Option<PathBuf>,
 }
 
+/// A part of the measurement.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Pods of our node runtime beside containerd and runc.
+    Pods,
+    /// `coracle up`.
+    System,
+    /// `coracle apiserver` beside kube-apiserver and etcd.
+    Apiserver,
+}
+
+impl Args {
+    fn wants(&self, part: Part) -> bool {
+        self.part.is_empty() || self.part.contains(&part)
+    }
+}
+
 /// Where things are.
 struct Places {
     /// `coracle` and what stands beside it.
     executables: PathBuf,
-    /// The CRI client.
+    /// The CRI client; `api-bench` stands beside it.
     client: PathBuf,
     /// For everything that is written.
     folder: PathBuf,
@@ -74,6 +99,7 @@ pub fn run(args: Args) -> Result<()> {
     let profile = if args.dev { build::Profile::Dev } else { build::Profile::Release };
     let executables = build::all(profile)?.directory;
     let client = build_client(profile)?;
+    server::build_client(profile)?;
     let name = format!("coracle-bench-{}", std::process::id());
     let places = Places { executables, client, folder: std::env::temp_dir().join(&name), cgroup: format!("/{name}") };
     let before = Lists::take(&testkit::host::ALL).context("failed to list what is on the machine")?;
@@ -97,10 +123,7 @@ pub fn run(args: Args) -> Result<()> {
 
 /// The client is built like what it measures, and is on neither side's account.
 fn build_client(profile: build::Profile) -> Result<PathBuf> {
-    let (name, folder) = match profile {
-        build::Profile::Dev => ("dev", "debug"),
-        build::Profile::Release => ("release", "release"),
-    };
+    let (name, folder) = profile.names();
     let arguments = ["build", "--locked", "--profile", name, "--package", "testkit", "--features", "cri-client", "--bin", "cri-client"];
     sh::run("build the CRI client", &mut sh::cargo(arguments))?;
     Ok(build::target_directory().join(folder).join("cri-client"))
@@ -112,6 +135,10 @@ fn enter(args: &Args, places: &Places, peers: Option<&Path>, signals: &[i32]) ->
     command.args(["--net", "--mount", "--propagation", "private", "--"]);
     command.arg(std::env::current_exe().context("failed to find this executable")?);
     command.args(["bench", "--pods", &args.pods.to_string(), "--idle", &args.idle.to_string()]);
+    command.args(["--objects", &args.objects.to_string()]);
+    for part in &args.part {
+        command.arg("--part").args(part.to_possible_value().map(|value| value.get_name().to_owned()));
+    }
     if args.dev {
         command.arg("--dev");
     }
@@ -139,11 +166,28 @@ fn measure(args: &Args, places: &Places) -> Result<()> {
     let registry = Registry::start().context("failed to start the registry")?;
     let image = registry.add("bench", "1", &image()?);
 
+    let sides = if args.wants(Part::Pods) { pods(args, places, &image)? } else { Vec::new() };
+    let system = if args.wants(Part::System) { Some(system::measure(places, &image)?) } else { None };
+    let client = places.client.with_file_name("api-bench");
+    let peers = args.peers.as_deref();
+    let servers =
+        if args.wants(Part::Apiserver) { server::measure(&client, &places.executables, peers, args.objects)? } else { Vec::new() };
+    print(args, &sides, system.as_ref());
+    server::print(&servers);
+    lines(args, &sides, system.as_ref());
+    for line in servers {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+/// Pods of both sides in turn, then idle ones.
+fn pods(args: &Args, places: &Places, image: &str) -> Result<Vec<Side>> {
     let network = if runtime::has_plugins() { "pod" } else { "node" };
-    let mut runtimes = vec![Runtime::ours(places, &image, network)?];
+    let mut runtimes = vec![Runtime::ours(places, image, network)?];
     let there = |peers: &&PathBuf| ["containerd", "containerd-shim-runc-v2", "runc"].iter().all(|name| peers.join(name).exists());
     match args.peers.as_ref().filter(there) {
-        Some(peers) => runtimes.push(Runtime::theirs(places, peers, &image, network)?),
+        Some(peers) => runtimes.push(Runtime::theirs(places, peers, image, network)?),
         None => eprintln!("there is no containerd and runc to measure beside: ours alone"),
     }
     let mut sides = lives(args, &runtimes)?;
@@ -158,9 +202,7 @@ fn measure(args: &Args, places: &Places) -> Result<()> {
     for runtime in runtimes {
         runtime.end()?;
     }
-    let system = system::measure(places, &image)?;
-    print(args, &sides, &system);
-    Ok(())
+    Ok(sides)
 }
 
 /// An image of busybox: `sleep`, `true`, and by default a sandbox's endless sleep.
@@ -231,15 +273,25 @@ const CALLS: [Call; 7] = [
     ("RemovePodSandbox", |life| life.remove),
 ];
 
-fn print(args: &Args, sides: &[Side], system: &System) {
+fn print(args: &Args, sides: &[Side], system: Option<&System>) {
     let build = if args.dev { "development build: not to be compared" } else { "release build" };
-    println!("{} pods of one container in sequence per side, {} idle pods for memory; {build}", args.pods, args.idle);
+    println!("{build}");
+    if !sides.is_empty() {
+        print_pods(args, sides);
+    }
+    if let Some(system) = system {
+        print_system(system);
+    }
+}
+
+fn print_pods(args: &Args, sides: &[Side]) {
+    println!("{} pods of one container in sequence per side, {} idle pods for memory", args.pods, args.idle);
     for side in sides {
         println!("{}: {}; {}", side.name, side.version, side.settings);
     }
     println!();
-    let head = sides.iter().map(|side| format!(" {:>20}", side.name)).collect::<String>();
-    println!("{:<38}{head} {:>8}", "", if sides.len() == 2 { "ratio" } else { "" });
+    let head = sides.iter().map(|side| format!(" {:>22}", side.name)).collect::<String>();
+    println!("{:<44}{head} {:>8}", "", if sides.len() == 2 { "ratio" } else { "" });
     for (what, of) in CALLS {
         let taken: Vec<(f64, f64)> = sides.iter().map(|side| min_median(side.lives.iter().map(of))).collect();
         let cells: Vec<String> = taken.iter().map(|(min, median)| format!("{min:.1} / {median:.1}")).collect();
@@ -253,6 +305,9 @@ fn print(args: &Args, sides: &[Side], system: &System) {
     figure("PSS of everything per pod, KiB", 0, |side| side.pod_pss_kib as f64);
     figure("PSS of the daemon without pods, KiB", 0, |side| side.daemon_pss_kib as f64);
     println!();
+}
+
+fn print_system(system: &System) {
     let (min, median) = min_median(system.running.iter().copied());
     println!("coracle up to node Ready: {:.2} s", system.ready);
     println!("coracle apply of a Deployment to its pod Running: {min:.0} / {median:.0} ms (min / median of {})", system.running.len());
@@ -263,21 +318,20 @@ fn print(args: &Args, sides: &[Side], system: &System) {
         system.idle_cpu_percent
     );
     println!();
-    lines(args, sides, system);
 }
 
 /// One row; the ratio is theirs by ours.
 fn row(what: &str, cells: &[String], values: &[f64]) {
-    let cells = cells.iter().map(|cell| format!(" {cell:>20}")).collect::<String>();
+    let cells = cells.iter().map(|cell| format!(" {cell:>22}")).collect::<String>();
     let ratio = match values {
         [ours, theirs] if *ours > 0.0 => format!("{:.1}", theirs / ours),
         _ => String::new(),
     };
-    println!("{what:<38}{cells} {ratio:>8}");
+    println!("{what:<44}{cells} {ratio:>8}");
 }
 
 /// The same for programs.
-fn lines(args: &Args, sides: &[Side], system: &System) {
+fn lines(args: &Args, sides: &[Side], system: Option<&System>) {
     for side in sides {
         let calls: serde_json::Map<String, serde_json::Value> = CALLS
             .iter()
@@ -295,6 +349,7 @@ fn lines(args: &Args, sides: &[Side], system: &System) {
             })
         );
     }
+    let Some(system) = system else { return };
     println!(
         "{}",
         json!({

@@ -24,6 +24,16 @@ pub enum Profile {
     Release,
 }
 
+impl Profile {
+    /// Cargo's name of the profile, and of the folder of its output.
+    pub fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Profile::Dev => ("dev", "debug"),
+            Profile::Release => ("release", "release"),
+        }
+    }
+}
+
 /// Where the executables are.
 #[derive(Clone, Debug)]
 pub struct Executables {
@@ -38,10 +48,7 @@ pub fn target_directory() -> PathBuf {
 
 /// Builds everything that runs, and puts the static executables beside `coracle`.
 pub fn all(profile: Profile) -> Result<Executables> {
-    let (flag, folder) = match profile {
-        Profile::Dev => ("dev", "debug"),
-        Profile::Release => ("release", "release"),
-    };
+    let (flag, folder) = profile.names();
     sh::run("build coracle", &mut sh::cargo(["build", "--locked", "--package", "coracle", "--profile", flag]))?;
     let mut arguments = vec!["build", "--locked", "--profile", "small", "--bins", "--target", STATIC_TARGET];
     for package in STATIC_PACKAGES {
