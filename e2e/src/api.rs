@@ -16,32 +16,66 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The pods of the tests.
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
-/// A client with the admin's identity. A copy may be used by another thread.
+/// What a client proves its identity by.
+#[derive(Clone, Debug)]
+pub enum Credential {
+    /// Nothing.
+    None,
+    /// A client certificate and its key, both PEM.
+    Certificate(PathBuf, PathBuf),
+    /// A bearer token.
+    Token(String),
+}
+
+/// A client with the admin's identity, of the API server. A copy may be used by another thread.
 #[derive(Clone, Debug)]
 pub struct Api {
     /// A process in the cluster's network namespace.
     holder: u32,
     pki: PathBuf,
+    credential: Credential,
+    base: String,
 }
 
 impl Api {
     /// A client of the server whose keys are in `data`, from the network namespace of `holder`.
     pub(crate) fn new(holder: u32, data: &Path) -> Api {
-        Api { holder, pki: data.join("pki") }
+        let pki = data.join("pki");
+        let credential = Credential::Certificate(pki.join("admin.crt"), pki.join("admin.key"));
+        Api { holder, pki, credential, base: "https://127.0.0.1:6443".to_owned() }
+    }
+
+    /// The same client with another identity.
+    pub fn with(&self, credential: Credential) -> Api {
+        Api { credential, ..self.clone() }
+    }
+
+    /// The same client with the certificate of a component: `kubelet`, `kube-scheduler`, and so on.
+    pub fn as_component(&self, name: &str) -> Api {
+        self.with(Credential::Certificate(self.pki.join(format!("{name}.crt")), self.pki.join(format!("{name}.key"))))
+    }
+
+    /// The same client towards another server of the cluster, e.g. `https://127.0.0.1:10250`.
+    pub fn at(&self, base: &str) -> Api {
+        Api { base: base.to_owned(), ..self.clone() }
     }
 
     /// Asks once: the status and the body. An error means that no answer came, so what became of a write is not known.
     pub fn ask(&self, method: &str, path: &str, content_type: &str, body: &str) -> Result<(u16, String)> {
         let mut command = Command::new("nsenter");
         command.args(["--net", "--target", &self.holder.to_string(), "--", "curl", "--silent", "--show-error"]);
-        command.args(["--max-time", REQUEST_SECONDS, "--write-out", "\n%{http_code}", "--request", method]);
-        for (flag, name) in [("--cacert", "ca.crt"), ("--cert", "admin.crt"), ("--key", "admin.key")] {
-            command.arg(flag).arg(self.pki.join(name));
+        command.args(["--max-time", REQUEST_SECONDS, "--path-as-is", "--write-out", "\n%{http_code}", "--request", method]);
+        command.arg("--cacert").arg(self.pki.join("ca.crt"));
+        match &self.credential {
+            Credential::None => {}
+            Credential::Certificate(certificate, key) => drop(command.arg("--cert").arg(certificate).arg("--key").arg(key)),
+            Credential::Token(token) => drop(command.args(["--header", &format!("Authorization: Bearer {token}")])),
         }
         if !body.is_empty() {
             command.args(["--header", &format!("Content-Type: {content_type}"), "--data-binary", body]);
         }
-        let output = command.arg(format!("https://127.0.0.1:6443{path}")).stdin(Stdio::null()).output().context("failed to run curl")?;
+        let output =
+            command.args(["--globoff", &format!("{}{path}", self.base)]).stdin(Stdio::null()).output().context("failed to run curl")?;
         if !output.status.success() {
             bail!("{method} {path}: curl ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
         }

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use linux::namespace::Kind;
 use testkit::image::Image;
-use testkit::registry::Registry;
+use testkit::registry::{Fault, Registry};
 
 use crate::api::Api;
 use crate::ours;
+use crate::sockets::Sockets;
 use crate::table::Table;
 
 /// How long a cluster may take to be up or gone.
@@ -85,6 +86,21 @@ impl Cluster {
         Api::new(self.holder.id(), &self.data())
     }
 
+    /// Runs `work` on a thread in the cluster's network namespace.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        within(self.holder.id(), work)
+    }
+
+    /// The sockets of the cluster's network namespace.
+    pub fn sockets(&self) -> Result<Sockets> {
+        Sockets::read(self.holder.id())
+    }
+
+    /// The socket of the container runtime.
+    pub fn cri_socket(&self) -> PathBuf {
+        self.folder.join("run/cri.sock")
+    }
+
     /// The processes of the cluster: its keeper and all below it.
     pub fn table(&self) -> Result<Table> {
         Table::read(&self.folder.join("run"))
@@ -108,6 +124,13 @@ impl Cluster {
     pub fn serve(&self, name: &str, tag: &str, image: &Image) {
         if let Some(registry) = &self.registry {
             registry.add(name, tag, image);
+        }
+    }
+
+    /// Makes the registry's answers under a path fail.
+    pub fn fault(&self, path_part: &str, fault: Fault, times: usize) {
+        if let Some(registry) = &self.registry {
+            registry.fault(path_part, fault, times);
         }
     }
 

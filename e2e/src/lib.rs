@@ -11,6 +11,7 @@ pub mod http;
 pub mod images;
 pub mod script;
 pub mod servers;
+pub mod sockets;
 pub mod table;
 
 use std::path::PathBuf;

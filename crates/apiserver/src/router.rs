@@ -2,14 +2,15 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use apimachinery::selector::field::FieldSelector;
 use apimachinery::status::Status;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use http::header::{AUTHORIZATION, UPGRADE};
 use http::{HeaderMap, Method, Request, Response};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use jiff::Timestamp;
 
@@ -23,6 +24,9 @@ use crate::{delete, discovery, impersonation, proxy, read, reviews, subresources
 
 /// The largest body (upstream's `MaxRequestBodyBytes`).
 const BODY_BYTES_MAX: usize = 3 << 20;
+/// How much of a body that was refused is read all the same, so that its sender comes to read the answer, and for how long.
+const SKIPPED_BYTES_MAX: usize = 16 << 20;
+const SKIP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Paths that need no authorization (`--authorization-always-allow-paths`) and, with `/version`, no authentication.
 const HEALTH_PATHS: &[&str] = &["/livez", "/readyz", "/healthz"];
 
@@ -30,7 +34,11 @@ const HEALTH_PATHS: &[&str] = &["/livez", "/readyz", "/healthz"];
 pub async fn handle(api: Arc<Api>, peer: Option<Arc<User>>, request: Request<Incoming>) -> Response<Body> {
     let headers = request.headers().clone();
     let path = request.uri().path().to_owned();
-    let outcome = AssertUnwindSafe(route(&api, peer, request)).catch_unwind().await;
+    let mut request = Some(request);
+    let outcome = AssertUnwindSafe(route(&api, peer, &mut request)).catch_unwind().await;
+    if let Some(request) = request {
+        skip(request.into_body()).await;
+    }
     let status = match outcome {
         Ok(Ok(response)) => return response,
         Ok(Err(status)) => status,
@@ -45,7 +53,26 @@ pub async fn handle(api: Arc<Api>, peer: Option<Arc<User>>, request: Request<Inc
     reply::error(&status, negotiate::accept_or_json(&headers))
 }
 
-async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, request: Request<Incoming>) -> Result<Response<Body>, Status> {
+/// Reads and forgets a body that was refused before it was read: a client that is cut off while it still sends it may never see the
+/// answer. A body that is too long or too slow for that is cut off.
+async fn skip(mut body: Incoming) {
+    let read = async {
+        let mut bytes = 0;
+        // A broken body does not change the answer.
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > SKIPPED_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    // Neither does a slow one.
+    let _ = tokio::time::timeout(SKIP_TIMEOUT, read).await;
+}
+
+/// Takes `request` when its body is wanted; what is refused before that is left there.
+async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, slot: &mut Option<Request<Incoming>>) -> Result<Response<Body>, Status> {
+    let Some(request) = slot.as_ref() else { return Err(Status::internal("no request")) };
     let now = Timestamp::now();
     let query = Query::parse(request.uri().query().unwrap_or(""));
     let path = request.uri().path().to_owned();
@@ -82,7 +109,10 @@ async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, request: Request<Incomin
     check_scope(&ctx)?;
     match info.subresource.as_str() {
         "log" if info.verb == "get" => return proxy::log(&ctx).await,
-        "exec" | "attach" | "portforward" => return proxy::stream(&ctx, request).await,
+        "exec" | "attach" | "portforward" => {
+            let request = slot.take().ok_or_else(|| Status::internal("no request"))?;
+            return proxy::stream(&ctx, request).await;
+        }
         _ => {}
     }
     if info.verb == "watch" && info.subresource.is_empty() {
@@ -91,6 +121,7 @@ async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, request: Request<Incomin
     let Ok(_place) = api.places.try_acquire() else {
         return Err(Status::too_many_requests("Too many requests, please try again later.", 1));
     };
+    let request = slot.take().ok_or_else(|| Status::internal("no request"))?;
     let work = async {
         let body = body(request.into_body()).await?;
         dispatch(&ctx, &body).await
@@ -100,15 +131,19 @@ async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, request: Request<Incomin
         .unwrap_or_else(|_| Err(Status::timeout("request did not complete within the allotted timeout", 0)))
 }
 
-async fn body(incoming: Incoming) -> Result<Bytes, Status> {
-    let collected = Limited::new(incoming, BODY_BYTES_MAX).collect().await;
-    collected.map(|body| body.to_bytes()).map_err(|error| {
-        if error.downcast_ref::<LengthLimitError>().is_some() {
-            Status::too_large(&format!("limit is {BODY_BYTES_MAX}"))
-        } else {
-            Status::bad_request(format!("failed to read the request's body: {error}"))
+async fn body(mut incoming: Incoming) -> Result<Bytes, Status> {
+    let mut read = BytesMut::new();
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|error| Status::bad_request(format!("failed to read the request's body: {error}")))?;
+        let Some(data) = frame.data_ref() else { continue };
+        if read.len() + data.len() > BODY_BYTES_MAX {
+            drop(read);
+            skip(incoming).await;
+            return Err(Status::too_large(&format!("limit is {BODY_BYTES_MAX}")));
         }
-    })
+        read.extend_from_slice(data);
+    }
+    Ok(read.freeze())
 }
 
 fn authenticate(api: &Api, peer: Option<Arc<User>>, headers: &HeaderMap, path: &str, now: Timestamp) -> Result<Arc<User>, Status> {

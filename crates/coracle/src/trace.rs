@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
@@ -84,7 +85,7 @@ impl SpanLayer {
             if let Some(directory) = self.path.parent() {
                 fs::create_dir_all(directory)?;
             }
-            *guard = Some(OpenOptions::new().create(true).append(true).open(&self.path)?);
+            *guard = Some(OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path)?);
         }
         let mut line = serde_json::to_vec(span)?;
         line.push(b'\n');

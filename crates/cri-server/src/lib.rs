@@ -226,7 +226,9 @@ async fn open(config: Config, shim: camino::Utf8PathBuf, stream_url: String, can
 fn serve_background(server: &Arc<Server>, streams: TcpListener) -> Result<Vec<tokio::task::JoinHandle<()>>> {
     let events = server.launcher.events.clone();
     let _ = fs::remove_file(&events);
-    let listener = UnixListener::bind(&events).map_err(|source| Error::Serve { endpoint: events.to_string(), source: source.into() })?;
+    let failed = |source: std::io::Error| Error::Serve { endpoint: events.to_string(), source: source.into() };
+    let listener = UnixListener::bind(&events).map_err(failed)?;
+    fs::set_permissions(&events, fs::Permissions::from_mode(0o600)).map_err(failed)?;
     let (ooms, mut heard) = tokio::sync::mpsc::channel::<String>(OOMS_MAX);
     let marker = Arc::clone(server);
     Ok(vec![

@@ -100,7 +100,7 @@ impl Disk {
         }
         // Images bring set-user-id files with them, which are not for the users of this host.
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        for dir in [disk.layers(), disk.snapshots()] {
+        for dir in [root.to_owned(), disk.layers(), disk.snapshots()] {
             fs::set_permissions(&dir, std::fs::Permissions::clone(&private)).map_err(file("set mode of", &dir))?;
         }
         let path = root.join("lock");

@@ -118,6 +118,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
     for path in [&config.root_dir, &config.pod_logs_dir] {
         std::fs::create_dir_all(path).map_err(|source| Error::Directory { path: path.display().to_string(), source })?;
     }
+    // Secrets of pods are files below it (upstream: 0750).
+    std::fs::set_permissions(&config.root_dir, std::os::unix::fs::PermissionsExt::from_mode(0o750))
+        .map_err(|source| Error::Directory { path: config.root_dir.display().to_string(), source })?;
     let facts = facts(&config)?;
     let version = tokio::select! {
         () = cancel.cancelled() => return Ok(()),

@@ -16,7 +16,8 @@ mod txn;
 mod watch;
 mod writer;
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Permissions, TryLockError};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
@@ -94,6 +95,8 @@ const LOCK_FILE: &str = "LOCK";
 
 fn lock(dir: &Path) -> Result<File, Error> {
     std::fs::create_dir_all(dir).map_err(|source| Error::io("create directory", dir, source))?;
+    // Whoever reads it reads every Secret.
+    std::fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(|source| Error::io("set the mode of", dir, source))?;
     let path = dir.join(LOCK_FILE);
     let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(|source| Error::io("open", &path, source))?;
     match file.try_lock() {
