@@ -175,11 +175,17 @@ impl Cluster {
 
     /// Runs a client to its end, with `input` on its stdin. A client that hangs is ended and is an error.
     pub fn run(&self, program: &Path, arguments: &[&str], input: &str) -> Result<Output> {
+        self.run_with(program, arguments, &[], input)
+    }
+
+    /// As [`Cluster::run`], with more in the client's environment.
+    pub fn run_with(&self, program: &Path, arguments: &[&str], environment: &[(String, String)], input: &str) -> Result<Output> {
         let shown = || format!("{} {}", program.file_name().unwrap_or_default().to_string_lossy(), arguments.join(" "));
         let mut command = Command::new("timeout");
         let inner = self.enter(program);
         command.arg(COMMAND_TIMEOUT.as_secs().to_string()).arg(inner.get_program()).args(inner.get_args()).args(arguments);
         command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -9,9 +9,9 @@ use testkit::tar::Entry;
 const BUSYBOX: &str = "/bin/busybox";
 
 /// The commands that the image has under their own names.
-const APPLETS: [&str; 28] = [
+const APPLETS: [&str; 31] = [
     "cat", "chmod", "cp", "echo", "env", "false", "grep", "head", "hostname", "httpd", "id", "kill", "ln", "ls", "mkdir", "nc", "ps", "rm",
-    "sed", "seq", "sh", "sleep", "stat", "tail", "touch", "true", "wc", "wget",
+    "sed", "seq", "sh", "sleep", "stat", "stty", "tail", "tar", "touch", "true", "tty", "wc", "wget",
 ];
 
 /// An image with a shell and its tools; `version` is the content of `/version`.

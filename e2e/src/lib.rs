@@ -9,10 +9,12 @@ pub mod api;
 pub mod cluster;
 pub mod http;
 pub mod images;
+pub mod kubectl;
 pub mod script;
 pub mod servers;
 pub mod sockets;
 pub mod table;
+pub mod terminal;
 
 use std::path::PathBuf;
 

@@ -16,6 +16,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug)]
 pub struct Step {
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
     input: String,
     prints: Vec<String>,
     prints_not: Vec<String>,
@@ -25,7 +26,15 @@ pub struct Step {
 
 /// A command line: words are split at blanks; `'...'` keeps blanks together.
 pub fn step(line: &str) -> Step {
-    Step { arguments: words(line), input: String::new(), prints: Vec::new(), prints_not: Vec::new(), fails: false, eventually: false }
+    Step {
+        arguments: words(line),
+        environment: Vec::new(),
+        input: String::new(),
+        prints: Vec::new(),
+        prints_not: Vec::new(),
+        fails: false,
+        eventually: false,
+    }
 }
 
 impl Step {
@@ -44,6 +53,12 @@ impl Step {
     /// It is given this on stdin, which then ends.
     pub fn input(mut self, text: &str) -> Step {
         self.input = text.to_owned();
+        self
+    }
+
+    /// It has this in its environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Step {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -95,7 +110,7 @@ pub fn play(cluster: &Cluster, client: &Path, steps: &[Step]) -> Result<()> {
 fn play_step(cluster: &Cluster, client: &Path, step: &Step, deadline: Instant) -> Result<()> {
     let arguments: Vec<&str> = step.arguments.iter().map(String::as_str).collect();
     loop {
-        let output = cluster.run(client, &arguments, &step.input)?;
+        let output = cluster.run_with(client, &arguments, &step.environment, &step.input)?;
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let wrong = judge(step, output.status.success(), &text);
         match wrong {
