@@ -77,6 +77,8 @@ impl Cluster {
             arguments.push(format!("{flag}={}", self.folder.join(name).display()));
         }
         arguments.push(format!("--cgroup-root={}", self.cgroup_root));
+        // The disk of the machine that tests is none of their business.
+        arguments.push("--eviction-hard=".to_owned());
         arguments.push("--log=info,kube_client=off,coracle::span=off".to_owned());
         arguments
     }

@@ -9,6 +9,7 @@ mod connect;
 mod events;
 mod informer;
 mod leader;
+pub mod placement;
 mod queue;
 mod workers;
 

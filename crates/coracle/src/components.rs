@@ -64,7 +64,7 @@ pub fn kubelet(settings: &Settings) -> Result<kubelet::Config> {
         "kubelet",
         vec![
             flag("kubeconfig", settings.kubeconfig("kubelet")),
-            flag("container-runtime-endpoint", format!("unix://{}", settings.cri_socket())),
+            flag("container-runtime-endpoint", settings.runtime_endpoint()),
             flag("root-dir", settings.data_dir.join("kubelet")),
             flag("pod-logs-dir", &settings.pod_log_dir),
             flag("hostname-override", settings.node()?),
@@ -76,6 +76,7 @@ pub fn kubelet(settings: &Settings) -> Result<kubelet::Config> {
             flag("tls-private-key-file", settings.pki("kubelet-server.key")),
             flag("cgroup-root", &settings.cgroup_root),
             flag("pod-cidr", &settings.pod_cidr),
+            flag("eviction-hard", &settings.eviction_hard),
         ],
     )
 }

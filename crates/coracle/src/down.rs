@@ -1,10 +1,11 @@
 //! `coracle down`: ends what runs and removes everything that `up` made, in the reverse order. Each step is tried, whatever
 //! became of the one before it, and every failure is told.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8Path;
 
 use crate::components;
 use crate::progress::Progress;
@@ -25,8 +26,12 @@ pub async fn run(data_dir: &Utf8Path) -> Result<()> {
 
     progress.working("pods, network and keeper");
     let mut failures = Vec::new();
-    if let Err(error) = cri_server::down(components::cri(&settings)?).await {
-        failures.push(anyhow::Error::from(error).context("failed to remove pods"));
+    let removed = match settings.container_runtime_endpoint {
+        None => cri_server::down(components::cri(&settings)?).await.map_err(anyhow::Error::from),
+        Some(_) => kubelet::down(&components::kubelet(&settings)?).await.map_err(anyhow::Error::from),
+    };
+    if let Err(error) = removed {
+        failures.push(error.context("failed to remove pods"));
     }
     progress.done("pods, network and keeper removed");
 
@@ -80,16 +85,11 @@ async fn stop(data_dir: &Utf8Path, progress: &Progress) -> Result<Lock> {
 
 /// Unmounts everything below a directory, the deepest first.
 fn unmount_below(directory: &Utf8Path) -> Result<()> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").context("failed to read /proc/self/mountinfo")?;
-    let mut points: Vec<Utf8PathBuf> = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|point| Utf8PathBuf::from(point.replace("\\040", " ")))
-        .filter(|point| point.starts_with(directory) && point != directory)
-        .collect();
-    points.reverse();
-    for point in points {
-        linux::mount::unmount(point.as_std_path(), true).with_context(|| format!("failed to unmount {point}"))?;
+    let mounts = linux::mountinfo::read().context("failed to read the mounts")?;
+    let mut points: Vec<PathBuf> = mounts.into_iter().map(|mount| mount.target).collect();
+    points.retain(|point| point.starts_with(directory) && point != directory.as_std_path());
+    for point in points.iter().rev() {
+        linux::mount::unmount(point, true).with_context(|| format!("failed to unmount {}", point.display()))?;
     }
     Ok(())
 }
@@ -97,27 +97,22 @@ fn unmount_below(directory: &Utf8Path) -> Result<()> {
 /// Removes the kubelet's groups in every hierarchy; with a root of its own, the root too.
 fn remove_cgroups(cgroup_root: &str) -> Result<()> {
     let root = cgroup_root.trim_matches('/');
-    let group = if root.is_empty() { "kubepods".to_owned() } else { root.to_owned() };
-    for hierarchy in hierarchies()? {
-        let path = hierarchy.join(&group);
+    let group = if root.is_empty() { "kubepods" } else { root };
+    let mounts = linux::mountinfo::read().context("failed to read the mounts")?;
+    for hierarchy in mounts.into_iter().filter(|mount| mount.fstype.starts_with("cgroup")) {
+        let path = hierarchy.target.join(group);
         if path.exists() {
-            remove_cgroup_tree(&path).with_context(|| format!("failed to remove the cgroup {path}"))?;
+            remove_cgroup_tree(&path).with_context(|| format!("failed to remove the cgroup {}", path.display()))?;
         }
     }
     Ok(())
 }
 
-fn hierarchies() -> Result<Vec<Utf8PathBuf>> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").context("failed to read /proc/self/mountinfo")?;
-    let cgroup = |line: &&str| line.split(" - ").nth(1).is_some_and(|tail| tail.starts_with("cgroup"));
-    Ok(table.lines().filter(cgroup).filter_map(|line| line.split(' ').nth(4)).map(Utf8PathBuf::from).collect())
-}
-
-fn remove_cgroup_tree(path: &Utf8Path) -> std::io::Result<()> {
-    for entry in path.read_dir_utf8()? {
+fn remove_cgroup_tree(path: &Path) -> std::io::Result<()> {
+    for entry in path.read_dir()? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            remove_cgroup_tree(entry.path())?;
+            remove_cgroup_tree(&entry.path())?;
         }
     }
     std::fs::remove_dir(path)

@@ -60,9 +60,25 @@ pub struct Settings {
     /// Where CNI plugins are.
     #[arg(long, default_value = "/opt/cni/bin")]
     pub cni_bin_dir: Utf8PathBuf,
+    /// When this node evicts pods, as kubelet's flag; empty is never.
+    #[arg(long, default_value = EVICTION_HARD)]
+    #[serde(default = "eviction_hard")]
+    pub eviction_hard: String,
+    /// Another container runtime's CRI socket, as kubelet's flag (`unix:///run/containerd/containerd.sock`): then none of ours is
+    /// started, and the flags of its network, state and shim are without effect.
+    #[arg(long, conflicts_with_all = ["bridge", "nftables_table", "cni_conf_dir", "cni_bin_dir", "shim"])]
+    #[serde(default)]
+    pub container_runtime_endpoint: Option<String>,
     /// The shim's executable [default: containerd-shim-coracle-v2 beside this executable, else on PATH].
     #[arg(long)]
     pub shim: Option<Utf8PathBuf>,
+}
+
+/// On one's own machine a disk that is nine tenths full is daily life: k3s' thresholds, not upstream's.
+const EVICTION_HARD: &str = "imagefs.available<5%,nodefs.available<5%";
+
+fn eviction_hard() -> String {
+    EVICTION_HARD.to_owned()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -90,6 +106,11 @@ impl Settings {
     /// The CRI socket.
     pub fn cri_socket(&self) -> Utf8PathBuf {
         self.state_dir.join("cri.sock")
+    }
+
+    /// Where the kubelet asks for containers: our own runtime, or another one.
+    pub fn runtime_endpoint(&self) -> String {
+        self.container_runtime_endpoint.clone().unwrap_or_else(|| format!("unix://{}", self.cri_socket()))
     }
 
     /// Where the spans of `coracle trace` are kept.

@@ -83,7 +83,9 @@ async fn start(settings: &Settings, progress: &Progress, parts: &mut Parts, stop
     let (controllers, scheduler) = (components::controller_manager(settings)?, components::scheduler(settings)?);
 
     spawn(parts, "apiserver", apiserver::run(apiserver, stop.child_token()));
-    spawn(parts, "cri", cri_server::run(cri, stop.child_token()));
+    if settings.container_runtime_endpoint.is_none() {
+        spawn(parts, "cri", cri_server::run(cri, stop.child_token()));
+    }
     progress.working("API server");
     let client = client::connect(settings.admin_kubeconfig().as_std_path(), crate::USER_AGENT).await.context("failed to make a client")?;
     while_running(parts, "the API server to be ready", || async { ready(&client).await }).await?;
@@ -92,8 +94,9 @@ async fn start(settings: &Settings, progress: &Progress, parts: &mut Parts, stop
     spawn(parts, "controller-manager", controller_manager::run(controllers, stop.child_token()));
     spawn(parts, "scheduler", scheduler::run(scheduler, stop.child_token()));
     progress.working("container runtime");
-    let socket = settings.cri_socket();
-    while_running(parts, "the CRI socket", || async { std::os::unix::net::UnixStream::connect(&socket).is_ok() }).await?;
+    let endpoint = settings.runtime_endpoint();
+    let socket = endpoint.strip_prefix("unix://").unwrap_or(&endpoint);
+    while_running(parts, "the CRI socket", || async { std::os::unix::net::UnixStream::connect(socket).is_ok() }).await?;
     progress.done("container runtime ready");
 
     spawn(parts, "kubelet", kubelet::run(kubelet, stop.child_token()));

@@ -1,16 +1,18 @@
 //! Whether the node takes a pod that was bound to it (upstream pkg/kubelet/lifecycle/predicate.go, v1.37). Pure.
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use client::placement;
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 
+use crate::eviction::Pressure;
 use crate::model;
 use crate::qos;
 use crate::quantity::{list_milli, list_value};
 use crate::status::Verdict;
 
-/// Decides; `others` are the pods that the node has taken and that are not over. The error is the pod's failure.
-pub fn admit(pod: &Pod, node: &Node, others: &[std::sync::Arc<Pod>]) -> Result<(), Verdict> {
+/// Decides; `others` are the pods that the node has taken and that are not over, `pressures` what the node is short of. The
+/// error is the pod's failure.
+pub fn admit(pod: &Pod, node: &Node, others: &[std::sync::Arc<Pod>], pressures: &[Pressure]) -> Result<(), Verdict> {
     let spec = pod.spec.as_ref();
-    let labels = node.metadata.labels.as_ref();
     if let Some(os) = spec.and_then(|s| s.os.as_ref()).filter(|os| os.name != "linux") {
         return Err(verdict("PodOSNotSupported", format!("Failed to admit pod as the OS field doesn't match node OS ({})", os.name)));
     }
@@ -18,14 +20,30 @@ pub fn admit(pod: &Pod, node: &Node, others: &[std::sync::Arc<Pod>]) -> Result<(
         let text = format!("this kubelet does not carry out {field}");
         return Err(verdict("PodFeatureUnsupported", text));
     }
-    let selector = spec.and_then(|s| s.node_selector.as_ref());
-    let unmatched = selector.iter().flat_map(|s| s.iter()).any(|(key, value)| labels.and_then(|l| l.get(key)) != Some(value));
-    if unmatched {
+    if !placement::node_allowed(pod, node) {
         return Err(verdict("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".to_owned()));
     }
     ports(pod, others)?;
     resources(pod, node, others)?;
-    taints(pod, node)
+    taints(pod, node)?;
+    under_pressure(pod, pressures)
+}
+
+/// A node that is short of something takes critical pods only; one that is short of memory alone also those that ask for
+/// some, or tolerate it (pkg/kubelet/eviction `Admit`).
+fn under_pressure(pod: &Pod, pressures: &[Pressure]) -> Result<(), Verdict> {
+    if pressures.is_empty() || model::is_critical(pod) {
+        return Ok(());
+    }
+    if pressures == [Pressure::Memory] {
+        let taint = Taint { key: "node.kubernetes.io/memory-pressure".to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
+        let tolerated = placement::tolerations(pod).iter().any(|toleration| placement::tolerates(toleration, &taint));
+        if qos::class(pod) != qos::Class::BestEffort || tolerated {
+            return Ok(());
+        }
+    }
+    let names: Vec<&str> = pressures.iter().map(|pressure| pressure.condition()).collect();
+    Err(verdict("Evicted", format!("The node had condition: [{}]. ", names.join(" "))))
 }
 
 /// A field that the kubelet cannot carry out, which would otherwise be ignored in silence.
@@ -52,7 +70,7 @@ fn unsupported(pod: &Pod) -> Option<&'static str> {
 }
 
 fn verdict(reason: &str, message: String) -> Verdict {
-    Verdict { reason: reason.to_owned(), message: format!("Pod was rejected: {message}") }
+    Verdict { reason: reason.to_owned(), message: format!("Pod was rejected: {message}"), ..Verdict::default() }
 }
 
 fn resources(pod: &Pod, node: &Node, others: &[std::sync::Arc<Pod>]) -> Result<(), Verdict> {
@@ -104,20 +122,96 @@ fn ports(pod: &Pod, others: &[std::sync::Arc<Pod>]) -> Result<(), Verdict> {
 }
 
 fn taints(pod: &Pod, node: &Node) -> Result<(), Verdict> {
-    let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
     let taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
     for taint in taints.filter(|t| t.effect == "NoExecute") {
-        let tolerated = tolerations.iter().any(|t| {
-            let effect = t.effect.as_deref().unwrap_or("");
-            let key = t.key.as_deref().unwrap_or("");
-            let exists = t.operator.as_deref() == Some("Exists");
-            let same_value = t.value.as_deref().unwrap_or("") == taint.value.as_deref().unwrap_or("");
-            (effect.is_empty() || effect == taint.effect) && (key == taint.key || (key.is_empty() && exists)) && (exists || same_value)
-        });
+        let tolerated = placement::tolerations(pod).iter().any(|toleration| placement::tolerates(toleration, taint));
         if !tolerated {
             let text = "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
             return Err(verdict("TaintToleration", text.to_owned()));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::sync::Arc;
+
+    fn pod(name: &str, spec: Value) -> Arc<Pod> {
+        let mut spec = spec;
+        if spec.get("containers").is_none() {
+            spec["containers"] = json!([{"name": "c"}]);
+        }
+        Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).expect("a pod"))
+    }
+
+    fn node() -> Node {
+        serde_json::from_value(json!({"metadata": {"name": "n", "labels": {"disk": "ssd"}},
+            "spec": {"taints": [{"key": "k", "value": "v", "effect": "NoExecute"}]},
+            "status": {"allocatable": {"cpu": "2", "memory": "1Gi", "pods": "3"}}}))
+        .expect("a node")
+    }
+
+    /// The reason of the refusal, or nothing.
+    fn refused(spec: Value, others: &[Arc<Pod>], pressures: &[Pressure]) -> String {
+        let mut spec = spec;
+        if spec.get("tolerations").is_none() {
+            spec["tolerations"] = json!([{"key": "k", "operator": "Exists"}]);
+        }
+        admit(&pod("p", spec), &node(), others, pressures).err().map(|verdict| verdict.reason).unwrap_or_default()
+    }
+
+    #[test]
+    fn who_is_taken() {
+        let affinity = |values: Value| {
+            json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "disk", "operator": "In", "values": values}]}]}}}})
+        };
+        let asks = |list: Value| json!({"containers": [{"name": "c", "resources": {"requests": list}}]});
+        let port = |port: Value| json!({"containers": [{"name": "c", "ports": [port]}]});
+        let other = [
+            pod("other", port(json!({"containerPort": 1, "hostPort": 80, "hostIP": "127.0.0.1"}))),
+            pod("large", asks(json!({"cpu": "1500m"}))),
+        ];
+        for (spec, reason) in [
+            (json!({}), ""),
+            (json!({"os": {"name": "linux"}}), ""),
+            (json!({"os": {"name": "windows"}}), "PodOSNotSupported"),
+            (json!({"hostUsers": false}), "PodFeatureUnsupported"),
+            (json!({"nodeSelector": {"disk": "ssd"}}), ""),
+            (json!({"nodeSelector": {"disk": "hdd"}}), "NodeAffinity"),
+            (affinity(json!(["ssd", "nvme"])), ""),
+            (affinity(json!(["hdd"])), "NodeAffinity"),
+            (asks(json!({"cpu": "500m"})), ""),
+            (asks(json!({"cpu": "501m"})), "OutOfcpu"),
+            (asks(json!({"memory": "2Gi"})), "OutOfmemory"),
+            (port(json!({"containerPort": 1, "hostPort": 80})), "NodePorts"),
+            (port(json!({"containerPort": 1, "hostPort": 80, "hostIP": "127.0.0.2"})), ""),
+            (port(json!({"containerPort": 1, "hostPort": 81})), ""),
+            (json!({"tolerations": []}), "TaintToleration"),
+            (json!({"tolerations": [{"key": "k", "value": "v"}]}), ""),
+        ] {
+            assert_eq!(refused(spec.clone(), &other, &[]), reason, "{spec}");
+        }
+        let full = [pod("a", json!({})), pod("b", json!({})), pod("c", json!({}))];
+        assert_eq!(refused(json!({}), &full, &[]), "OutOfpods");
+    }
+
+    #[test]
+    fn a_node_under_pressure_takes_little() {
+        let burstable = json!({"containers": [{"name": "c", "resources": {"requests": {"memory": "1Mi"}}}]});
+        let critical = json!({"priority": 2_000_000_000});
+        for (pressures, spec, reason) in [
+            (vec![Pressure::Disk], burstable.clone(), "Evicted"),
+            (vec![Pressure::Disk], critical.clone(), ""),
+            (vec![Pressure::Memory], json!({}), "Evicted"),
+            (vec![Pressure::Memory], burstable.clone(), ""),
+            (vec![Pressure::Memory], json!({"tolerations": [{"operator": "Exists"}]}), ""),
+            (vec![Pressure::Memory, Pressure::Pid], burstable, "Evicted"),
+        ] {
+            assert_eq!(refused(spec.clone(), &[], &pressures), reason, "{pressures:?} {spec}");
+        }
+    }
 }

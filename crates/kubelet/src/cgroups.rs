@@ -56,6 +56,16 @@ fn limits(pod: &Pod) -> Resources {
     resources
 }
 
+/// How many processes the pod has; 0 when that cannot be told.
+pub fn processes(pod: &Pod, node: &NodeFacts) -> i64 {
+    let path = sandbox::cgroup_parent(pod, node);
+    if path.is_empty() {
+        return 0;
+    }
+    let pids = Host::detect().and_then(|host| Cgroup::new(&host, Path::new(&path)).pids());
+    pids.map_or(0, |pids| i64::try_from(pids.len()).unwrap_or(i64::MAX))
+}
+
 /// Removes the pod's cgroup; fine when it is gone.
 pub fn remove_pod(pod: &Pod, node: &NodeFacts) -> Result<(), linux::Error> {
     let path = sandbox::cgroup_parent(pod, node);

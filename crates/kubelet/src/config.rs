@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::eviction::thresholds;
+
 /// Configuration of the kubelet.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -88,6 +90,31 @@ pub struct Config {
     /// Seconds of the node's lease.
     #[arg(long, default_value_t = 40)]
     pub node_lease_duration_seconds: u32,
+    /// Pods are evicted at once when the node is short of this, `SIGNAL<QUANTITY` or `SIGNAL<PERCENT%`; empty is never. Signals:
+    /// memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree, pid.available.
+    #[arg(long, value_delimiter = ',', default_value = thresholds::HARD_DEFAULT)]
+    pub eviction_hard: Vec<String>,
+    /// As --eviction-hard, but only when it lasts.
+    #[arg(long, value_delimiter = ',')]
+    pub eviction_soft: Vec<String>,
+    /// How long a soft threshold must be met, `SIGNAL=DURATION`.
+    #[arg(long, value_delimiter = ',')]
+    pub eviction_soft_grace_period: Vec<String>,
+    /// What is won beyond a threshold once pods are evicted, `SIGNAL=QUANTITY` or `SIGNAL=PERCENT%`.
+    #[arg(long, value_delimiter = ',')]
+    pub eviction_minimum_reclaim: Vec<String>,
+    /// Longest grace period of a pod that a soft threshold evicts, seconds.
+    #[arg(long, default_value_t = 0)]
+    pub eviction_max_pod_grace_period: i64,
+    /// How long a pressure condition stays after it was last seen.
+    #[arg(long, default_value = "5m", value_parser = parse_duration)]
+    pub eviction_pressure_transition_period: Duration,
+    /// Unused images are removed when so many percent of their disk are used; 100 is never.
+    #[arg(long, default_value_t = 85)]
+    pub image_gc_high_threshold: u8,
+    /// Down to so many percent.
+    #[arg(long, default_value_t = 80)]
+    pub image_gc_low_threshold: u8,
     /// Resources kept from pods, `cpu=100m,memory=200Mi`.
     #[arg(long, value_delimiter = ',')]
     pub kube_reserved: Vec<String>,
@@ -115,6 +142,16 @@ impl Config {
         self.taints()?;
         self.reserved()?;
         self.log_size_bytes()?;
+        self.thresholds()?;
+        if self.eviction_max_pod_grace_period < 0 {
+            return invalid("eviction-max-pod-grace-period", "must not be negative");
+        }
+        if self.image_gc_high_threshold > 100 {
+            return invalid("image-gc-high-threshold", "must be between 0 and 100, inclusive");
+        }
+        if self.image_gc_low_threshold >= self.image_gc_high_threshold {
+            return invalid("image-gc-low-threshold", "must be less than --image-gc-high-threshold");
+        }
         if self.container_log_max_files < 2 {
             return invalid("container-log-max-files", "must be at least 2");
         }
@@ -170,6 +207,13 @@ impl Config {
         self.kube_reserved.iter().map(split).collect()
     }
 
+    /// Thresholds of the eviction flags.
+    pub fn thresholds(&self) -> Result<Vec<thresholds::Threshold>, Invalid> {
+        let all =
+            thresholds::parse(&self.eviction_hard, &self.eviction_soft, &self.eviction_soft_grace_period, &self.eviction_minimum_reclaim);
+        all.map_err(|(flag, message)| Invalid { flag, message })
+    }
+
     /// The size at which logs are rotated, in bytes.
     pub fn log_size_bytes(&self) -> Result<u64, Invalid> {
         let text = self.container_log_max_size.clone();
@@ -182,7 +226,7 @@ impl Config {
 }
 
 /// A Go duration (`1m30s`, `500ms`).
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is no duration such as 10s or 1m30s");
     let mut rest = text;
     let mut total = Duration::ZERO;

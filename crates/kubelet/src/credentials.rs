@@ -121,4 +121,24 @@ mod tests {
             assert_eq!(matches(pattern, image), expected, "{pattern} {image}");
         }
     }
+
+    #[test]
+    fn pull_secrets_are_read() {
+        let config = serde_json::json!({"auths": {
+            "https://r.example/v1/": {"auth": base64::engine::general_purpose::STANDARD.encode("user:word")},
+            "other.example": {"username": "u", "password": "p"}}});
+        let secret: Secret =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "pull"}, "type": "kubernetes.io/dockerconfigjson",
+            "data": {".dockerconfigjson": base64::engine::general_purpose::STANDARD.encode(config.to_string())}}))
+            .expect("a secret");
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"name": "p"},
+            "spec": {"containers": [], "imagePullSecrets": [{"name": "pull"}, {"name": "gone"}]}}))
+        .expect("a pod");
+        let credentials = Credentials::of_pod(&pod, &Lookup::of_secret("pull", secret));
+        let user = |image: &str| credentials.for_image(image)[0].as_ref().map(|auth| format!("{}:{}", auth.username, auth.password));
+        assert_eq!(user("r.example/a:1").as_deref(), Some("user:word"));
+        assert_eq!(user("other.example/a:1").as_deref(), Some("u:p"));
+        assert_eq!(user("third.example/a:1"), None);
+        assert_eq!(credentials.missing, ["gone"]);
+    }
 }

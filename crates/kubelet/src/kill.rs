@@ -171,3 +171,27 @@ pub async fn run_hook(
 fn seconds(seconds: i64) -> Duration {
     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grace_is_the_probes_or_the_pods() {
+        let pod = |deletion: Option<i64>| -> Pod {
+            let mut pod = serde_json::json!({"metadata": {}, "spec": {"terminationGracePeriodSeconds": 30, "containers": [{"name": "c",
+                "livenessProbe": {"terminationGracePeriodSeconds": 7}, "startupProbe": {"terminationGracePeriodSeconds": 8}}]}});
+            pod["metadata"]["deletionGracePeriodSeconds"] = serde_json::json!(deletion);
+            serde_json::from_value(pod).expect("a pod")
+        };
+        let seconds = |reason, deletion| {
+            let pod = pod(deletion);
+            grace_seconds(&pod, model::container_spec(&pod, "c"), reason)
+        };
+        assert_eq!(seconds(KillReason::LivenessProbe, None), 7);
+        assert_eq!(seconds(KillReason::StartupProbe, None), 8);
+        assert_eq!(seconds(KillReason::Other, None), 30);
+        assert_eq!(seconds(KillReason::LivenessProbe, Some(3)), 3);
+        assert_eq!(grace_seconds(&Pod::default(), None, KillReason::Other), GRACE_SECONDS_MIN);
+    }
+}

@@ -1,7 +1,7 @@
 //! What every part of the kubelet shares.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use client::Informer;
 use jiff::Timestamp;
@@ -34,6 +34,8 @@ pub struct Kubelet {
     pub node: Informer<Node>,
     /// When this kubelet started.
     pub started: Timestamp,
+    /// Images, as garbage collection has seen them.
+    pub images: Mutex<crate::image_gc::Records>,
     /// What changes while it runs.
     pub live: RwLock<Live>,
 }
@@ -47,6 +49,8 @@ pub struct Live {
     pub runtime_name: String,
     /// What pods may use.
     pub allocatable: std::collections::BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>,
+    /// What the node is short of.
+    pub pressures: Vec<crate::eviction::Pressure>,
     /// Why the runtime's network is not ready, if it is not.
     pub network_error: Option<String>,
 }

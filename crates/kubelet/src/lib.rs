@@ -22,7 +22,9 @@ pub mod downward;
 mod env;
 mod ephemeral;
 mod events;
+mod eviction;
 mod gc;
+mod image_gc;
 mod images;
 mod kill;
 mod kubelet;
@@ -48,7 +50,7 @@ mod worker;
 #[cfg(test)]
 mod worker_tests;
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use client::{EventRecorder, Informer};
@@ -143,6 +145,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
         services: Informer::new(),
         node: Informer::new(),
         started: Timestamp::now(),
+        images: Mutex::default(),
         live: RwLock::new(Live { runtime_name: version.runtime_name, ..Live::default() }),
         config,
     });
@@ -165,6 +168,26 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
     Ok(())
 }
 
+/// Ends and removes every pod that this kubelet runs, at the runtime alone: for taking a node down for good. Volumes and cgroups
+/// are the caller's.
+///
+/// # Errors
+/// The runtime's, the first of them; all pods are tried.
+pub async fn down(config: &Config) -> Result<(), Error> {
+    let runtime = Runtime::new(&config.container_runtime_endpoint, config.image_service_endpoint.as_deref())?;
+    // A runtime may serve others as well: what is ours has a directory.
+    let own = |uid: &str| !uid.is_empty() && volume::pod_directory(&config.root_dir, uid).is_dir();
+    let mut result = Ok(());
+    for sandbox in runtime.list_sandboxes(None).await? {
+        if sandbox.labels.get(model::labels::POD_UID).is_some_and(|uid| own(uid)) {
+            let stopped = runtime.stop_sandbox(&sandbox.id).await;
+            let removed = runtime.remove_sandbox(&sandbox.id).await;
+            result = result.and(stopped).and(removed);
+        }
+    }
+    Ok(result?)
+}
+
 fn start(kubelet: &Arc<Kubelet>, pods: Informer<Pod>, tasks: &mut JoinSet<()>, cancel: &CancellationToken) {
     let client = kubelet.client.clone();
     let name = &kubelet.node_name;
@@ -177,7 +200,10 @@ fn start(kubelet: &Arc<Kubelet>, pods: Informer<Pod>, tasks: &mut JoinSet<()>, c
     tasks.spawn(node::run(kubelet.clone(), cancel.child_token()));
     tasks.spawn(rotate::run(kubelet.clone(), cancel.child_token()));
     tasks.spawn(node::lease::run(kubelet.clone(), cancel.child_token()));
-    let manager = manager::Manager::new(kubelet.clone(), pods.clone());
+    let (evict, evictions) = tokio::sync::mpsc::channel(eviction::QUEUE);
+    let manager = manager::Manager::new(kubelet.clone(), pods.clone(), evictions);
+    tasks.spawn(eviction::run(kubelet.clone(), pods.clone(), evict, cancel.child_token()));
+    tasks.spawn(image_gc::run(kubelet.clone(), cancel.child_token()));
     let bound = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
     let api: Api<Pod> = Api::all(client);
     tasks.spawn(pods.run(api, bound, cancel.child_token()));

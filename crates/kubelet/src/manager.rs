@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use client::{Delta, Informer};
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission;
 use crate::apply::blocking;
 use crate::cgroups;
+use crate::eviction::Eviction;
 use crate::kill;
 use crate::kubelet::Kubelet;
 use crate::model::{self, PodRuntime, labels};
@@ -41,6 +42,7 @@ struct Handle {
 pub struct Manager {
     kubelet: Arc<Kubelet>,
     pods: Informer<Pod>,
+    evictions: mpsc::Receiver<Eviction>,
     changed: Arc<Notify>,
     /// The last state of pods that have gone from the API since the last look, by UID: it tells the grace period.
     gone: Arc<Mutex<HashMap<String, Arc<Pod>>>>,
@@ -54,8 +56,8 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Over an informer of this node's pods, which the caller runs.
-    pub fn new(kubelet: Arc<Kubelet>, pods: Informer<Pod>) -> Self {
+    /// Over an informer of this node's pods, which the caller runs; pods that are to be evicted come through `evictions`.
+    pub fn new(kubelet: Arc<Kubelet>, pods: Informer<Pod>, evictions: mpsc::Receiver<Eviction>) -> Self {
         let changed = Arc::new(Notify::new());
         let wake = changed.clone();
         let gone: Arc<Mutex<HashMap<String, Arc<Pod>>>> = Arc::default();
@@ -69,6 +71,7 @@ impl Manager {
         Self {
             kubelet,
             pods,
+            evictions,
             changed,
             gone,
             handles: HashMap::new(),
@@ -106,6 +109,11 @@ impl Manager {
                 () = tokio::time::sleep_until(next_relist) => {
                     self.relist(&cancel).await;
                     next_relist = tokio::time::Instant::now() + period;
+                }
+                Some((uid, verdict)) = self.evictions.recv() => {
+                    if let Some(handle) = self.handles.get(&uid) {
+                        handle.desired.send_modify(|desired| desired.evicted = Some(verdict));
+                    }
                 }
                 _ = housekeeping.tick() => self.housekeeping().await,
                 Some(done) = self.workers.join_next() => {
@@ -168,7 +176,7 @@ impl Manager {
 
     fn start(&mut self, pod: Arc<Pod>, rejected: Option<Verdict>, cancel: &CancellationToken) {
         let uid = model::uid(&pod).to_owned();
-        let (desired, desired_rx) = watch::channel(Desired { pod, removed: false });
+        let (desired, desired_rx) = watch::channel(Desired { pod, removed: false, evicted: None });
         let (statuses, statuses_rx) = watch::channel(Wanted::default());
         let wake = Arc::new(Notify::new());
         let worker = Worker::new(self.kubelet.clone(), desired_rx, wake.clone(), statuses, rejected);
@@ -200,7 +208,7 @@ impl Manager {
             })
             .cloned()
             .collect();
-        let verdict = admission::admit(pod, &node, &others).err()?;
+        let verdict = admission::admit(pod, &node, &others, &self.kubelet.live().pressures).err()?;
         let target = crate::events::Target::pod(pod);
         self.kubelet.recorder.warning(&target, &verdict.reason, &verdict.message);
         Some(verdict)

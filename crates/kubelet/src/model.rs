@@ -268,6 +268,14 @@ pub fn is_host_network(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false)
 }
 
+/// True for a pod that the node must not lose for want of resources: its priority is a system one, or it is a static
+/// pod's mirror (pkg/kubelet/types `IsCriticalPod`, v1.37).
+pub fn is_critical(pod: &Pod) -> bool {
+    const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
+    let mirror = pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key("kubernetes.io/config.mirror"));
+    mirror || pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|priority| priority >= SYSTEM_CRITICAL_PRIORITY)
+}
+
 /// The pod's uid; empty for an object that no server made.
 pub fn uid(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or("")

@@ -18,6 +18,12 @@ pub struct Lookup {
 }
 
 impl Lookup {
+    /// One that holds a single Secret.
+    #[cfg(test)]
+    pub fn of_secret(name: &str, secret: Secret) -> Self {
+        Self { secrets: BTreeMap::from([(name.to_owned(), Ok(Some(secret)))]), ..Self::default() }
+    }
+
     /// The ConfigMap; `Ok(None)` when absent and optional. The error text is upstream's.
     pub fn config_map(&self, name: &str, optional: bool) -> Fetched<&ConfigMap> {
         get(&self.config_maps, "configmap", name, optional)

@@ -62,3 +62,30 @@ fn matching_rule(container: &ContainerSpec, exit_code: i32) -> Option<bool> {
         matches.then_some(rule.action == "Restart")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn policies_and_rules() {
+        let check = |policy: &str, own: Value, codes: [(i32, bool); 3]| {
+            let pod: Pod = serde_json::from_value(json!({"spec": {"restartPolicy": policy, "containers": []}})).expect("a pod");
+            let mut container = json!({"name": "c"});
+            container.as_object_mut().expect("an object").extend(own.as_object().expect("an object").clone());
+            let spec: ContainerSpec = serde_json::from_value(container).expect("a container");
+            for (code, expected) in codes {
+                assert_eq!(after_exit(&spec, &pod, code), expected, "{policy} {own} {code}");
+            }
+        };
+        check("Always", json!({}), [(0, true), (1, true), (42, true)]);
+        check("OnFailure", json!({}), [(0, false), (1, true), (42, true)]);
+        check("Never", json!({}), [(0, false), (1, false), (42, false)]);
+        check("Never", json!({"restartPolicy": "Always"}), [(0, true), (1, true), (42, true)]);
+        check("Always", json!({"restartPolicy": "OnFailure"}), [(0, false), (1, true), (42, true)]);
+        let rule = |operator: &str| json!([{"action": "Restart", "exitCodes": {"operator": operator, "values": [42, 0]}}]);
+        check("Never", json!({"restartPolicy": "Never", "restartPolicyRules": rule("In")}), [(0, true), (1, false), (42, true)]);
+        check("Never", json!({"restartPolicy": "Never", "restartPolicyRules": rule("NotIn")}), [(0, false), (1, true), (42, false)]);
+    }
+}

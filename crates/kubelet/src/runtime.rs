@@ -322,6 +322,12 @@ impl Runtime {
         Ok(answer.into_inner().image_ref)
     }
 
+    /// `RemoveImage`; an absent one is removed.
+    pub async fn remove_image(&self, image: cri::ImageSpec) -> Result<(), Error> {
+        let request = cri::RemoveImageRequest { image: Some(image) };
+        gone_is_done(call!(self.images.clone(), remove_image, request, CALL_TIMEOUT).map(|_| ()))
+    }
+
     /// `ImageFsInfo`.
     pub async fn image_fs_info(&self) -> Result<cri::ImageFsInfoResponse, Error> {
         call!(self.images.clone(), image_fs_info, cri::ImageFsInfoRequest {}, CALL_TIMEOUT)

@@ -17,6 +17,7 @@ use crate::apply::{Apply, State as ApplyState, blocking};
 use crate::cgroups;
 use crate::cri::log_directory;
 use crate::events::Target;
+use crate::eviction;
 use crate::kill;
 use crate::kubelet::Kubelet;
 use crate::model::{self, PodRuntime};
@@ -44,6 +45,8 @@ pub struct Desired {
     pub pod: Arc<Pod>,
     /// It is no longer in the API.
     pub removed: bool,
+    /// The node is short of something, and takes it away.
+    pub evicted: Option<Verdict>,
 }
 
 /// How far the pod is.
@@ -70,7 +73,7 @@ pub struct Worker {
     previous: PodStatus,
     volume_retry: Duration,
     admission: Option<Verdict>,
-    /// An emptyDir over its limit ends the pod.
+    /// An emptyDir over its limit, or a node that is short of something, ends the pod.
     evicted: Option<Verdict>,
     /// The pod that volumes were last set up for, and when.
     prepared: Option<(Instant, Arc<Pod>)>,
@@ -178,6 +181,7 @@ impl Worker {
         let seen = self.observe(pod).await?;
         self.sync_probes(pod, &seen);
         let now = Timestamp::now();
+        self.evicted = self.evicted.take().or_else(|| self.desired.borrow().evicted.clone());
         if let Some(verdict) = self.verdict(pod, now) {
             let target = Target::pod(pod);
             match verdict.reason.as_str() {
@@ -255,6 +259,7 @@ impl Worker {
         deadline(pod, &self.previous).filter(|at| *at <= now).map(|_| Verdict {
             reason: "DeadlineExceeded".to_owned(),
             message: "Pod was active on the node longer than the specified deadline".to_owned(),
+            ..Verdict::default()
         })
     }
 
@@ -295,7 +300,7 @@ impl Worker {
         match result.await {
             Ok(Ok((volumes, over_limit))) => {
                 self.volumes = volumes;
-                self.evicted = over_limit.map(|message| Verdict { reason: "Evicted".to_owned(), message });
+                self.evicted = over_limit.map(eviction::immediate);
                 self.volume_retry = VOLUME_RETRY_MIN;
                 self.prepared = Some((Instant::now(), pod.clone()));
                 Ok(())
@@ -397,7 +402,7 @@ impl Worker {
             self.publish(pod, status, false);
         }
         self.probes.stop_liveness_and_startup();
-        if let Err(error) = self.stop(&seen).await {
+        if let Err(error) = self.stop(&seen, verdict.as_ref().and_then(|v| v.grace_seconds)).await {
             let text = format!("error killing pod: {error}");
             self.kubelet.recorder.warning(&Target::pod(pod), "FailedKillPod", &text);
             return Err(text);
@@ -415,12 +420,16 @@ impl Worker {
         Ok(Next::Now)
     }
 
-    /// Stops the pod; begins anew when the grace period is shortened meanwhile.
-    async fn stop(&mut self, seen: &PodRuntime) -> Result<(), String> {
+    /// Stops the pod, with `grace_override` seconds when the node decides; begins anew when the grace period is shortened
+    /// meanwhile.
+    async fn stop(&mut self, seen: &PodRuntime, grace_override: Option<i64>) -> Result<(), String> {
         let mut desired = self.desired.clone();
         loop {
             let now = desired.borrow_and_update().clone();
-            let grace = now.pod.metadata.deletion_grace_period_seconds;
+            let grace = match (now.pod.metadata.deletion_grace_period_seconds, grace_override) {
+                (Some(asked), Some(own)) => Some(asked.min(own)),
+                (asked, own) => asked.or(own),
+            };
             // A pod that is deleted by force is given this still (upstream's `calculateEffectiveGracePeriod`).
             let given = grace.map(|seconds| seconds.max(1));
             let ips = seen.ips();

@@ -314,3 +314,19 @@ impl Scheduler {
 fn now_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_names_its_scheduler() {
+        let pod = |spec: serde_json::Value| -> Pod { serde_json::from_value(serde_json::json!({ "spec": spec })).unwrap() };
+        let plain = serde_json::json!({ "containers": [] });
+        assert!(is_ours(&pod(plain.clone()), "default-scheduler"));
+        let mut other = plain;
+        other["schedulerName"] = serde_json::json!("mine");
+        assert!(!is_ours(&pod(other.clone()), "default-scheduler"));
+        assert!(is_ours(&pod(other), "mine"));
+    }
+}

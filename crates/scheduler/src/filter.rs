@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use client::placement::{tolerates, tolerations};
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, Taint, Toleration, TopologySpreadConstraint};
 
 use crate::cache::{Cache, HostPort, NodeInfo, PodInfo};
@@ -110,23 +111,6 @@ fn unschedulable(pod: &Pod, node: &NodeInfo) -> bool {
     let cordoned = node.node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
     let taint = Taint { key: UNSCHEDULABLE_TAINT.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
     cordoned && !tolerations(pod).iter().any(|toleration| tolerates(toleration, &taint))
-}
-
-fn tolerations(pod: &Pod) -> &[Toleration] {
-    pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default()
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "Exists" => true,
-        "" | "Equal" => !key.is_empty() && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default(),
-        _ => false,
-    }
 }
 
 /// The first taint of these effects that the pod does not tolerate.

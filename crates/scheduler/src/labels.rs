@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodAffinityTerm};
+use client::placement::holds;
+pub use client::placement::{Labels, node_allowed, term_matches};
+use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-
-/// Labels of an object.
-pub type Labels = BTreeMap<String, String>;
 
 /// Whether labels match a selector; one that is empty matches all, one that is missing none.
 pub fn selects(selector: Option<&LabelSelector>, labels: &Labels) -> bool {
@@ -18,45 +17,6 @@ pub fn selects(selector: Option<&LabelSelector>, labels: &Labels) -> bool {
             .iter()
             .flatten()
             .all(|expression| holds(&expression.operator, labels.get(&expression.key), expression.values.as_deref().unwrap_or_default()))
-}
-
-/// Whether one requirement holds for the value of its key.
-fn holds(operator: &str, value: Option<&String>, wanted: &[String]) -> bool {
-    let number = |text: &String| text.parse::<i64>().ok();
-    match (operator, value) {
-        ("In", Some(value)) => wanted.contains(value),
-        ("NotIn", Some(value)) => !wanted.contains(value),
-        ("NotIn" | "DoesNotExist", None) | ("Exists", Some(_)) => true,
-        ("Gt", Some(value)) => number(value).zip(wanted.first().and_then(number)).is_some_and(|(value, bound)| value > bound),
-        ("Lt", Some(value)) => number(value).zip(wanted.first().and_then(number)).is_some_and(|(value, bound)| value < bound),
-        _ => false,
-    }
-}
-
-/// Whether a node matches a term of a node selector. An empty term matches nothing.
-pub fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
-    let empty = Labels::new();
-    let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
-    let (expressions, fields) = (term.match_expressions.as_deref().unwrap_or_default(), term.match_fields.as_deref().unwrap_or_default());
-    let requirement = |requirement: &NodeSelectorRequirement, value: Option<&String>| {
-        holds(&requirement.operator, value, requirement.values.as_deref().unwrap_or_default())
-    };
-    (!expressions.is_empty() || !fields.is_empty())
-        && expressions.iter().all(|one| requirement(one, labels.get(&one.key)))
-        && fields.iter().all(|one| one.key == "metadata.name" && requirement(one, node.metadata.name.as_ref()))
-}
-
-/// Whether a node is one that the pod's nodeSelector and required node affinity allow.
-pub fn node_allowed(pod: &Pod, node: &Node) -> bool {
-    let Some(spec) = &pod.spec else { return true };
-    let empty = Labels::new();
-    let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
-    if !spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value)) {
-        return false;
-    }
-    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
-    let required = affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    required.is_none_or(|required| required.node_selector_terms.iter().any(|term| term_matches(term, node)))
 }
 
 /// Whether a pod is one that an affinity term of `owner` means; `namespaces` are the labels of all namespaces.
@@ -76,6 +36,7 @@ pub fn affinity_term_matches(term: &PodAffinityTerm, owner: &Pod, pod: &Pod, nam
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::api::core::v1::Node;
     use serde_json::{Value, json};
 
     fn node(labels: Value) -> Node {

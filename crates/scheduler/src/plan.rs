@@ -167,4 +167,97 @@ mod tests {
         let cache = cluster(nodes, vec![("a", pod("one", json!({}), json!({})))]);
         assert_eq!(decide(pod("p", json!({}), json!({})), &cache), Decision::Bind("b".into()));
     }
+
+    /// Two nodes alike but for their names and zones, `a` in 1 and `b` in 2.
+    fn twins(pods: Vec<(&str, Arc<Pod>)>) -> Cache {
+        cluster(vec![node("a", json!({ "zone": "1" }), json!({}), "8"), node("b", json!({ "zone": "2" }), json!({}), "8")], pods)
+    }
+
+    fn bound(spec: Value, cache: &Cache) -> String {
+        match decide(pod("p", json!({ "app": "x" }), spec.clone()), cache) {
+            Decision::Bind(node) => node,
+            Decision::Unschedulable(text) => format!("{spec}: {text}"),
+        }
+    }
+
+    #[test]
+    fn wishes_weigh() {
+        let zone = |value: &str| json!({ "matchExpressions": [{ "key": "zone", "operator": "In", "values": [value] }] });
+        let wish = |weights: [i32; 2]| {
+            json!({ "affinity": { "nodeAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [
+                { "weight": weights[0], "preference": zone("1") }, { "weight": weights[1], "preference": zone("2") }] } } })
+        };
+        assert_eq!(bound(wish([10, 90]), &twins(Vec::new())), "b");
+        assert_eq!(bound(wish([90, 10]), &twins(Vec::new())), "a");
+        let near = |kind: &str, weights: [i32; 2]| {
+            let term = |weight: i32, app: &str| json!({ "weight": weight, "podAffinityTerm": { "topologyKey": "zone", "labelSelector": { "matchLabels": { "app": app } } } });
+            json!({ "affinity": { kind: { "preferredDuringSchedulingIgnoredDuringExecution": [
+                term(weights[0], "one"), term(weights[1], "two")] } } })
+        };
+        let there = |app: &str| pod(app, json!({ "app": app }), json!({}));
+        let cache = twins(vec![("a", there("one")), ("b", there("two"))]);
+        assert_eq!(bound(near("podAffinity", [10, 90]), &cache), "b");
+        assert_eq!(bound(near("podAffinity", [90, 10]), &cache), "a");
+        assert_eq!(bound(near("podAntiAffinity", [10, 90]), &cache), "a");
+        assert_eq!(bound(near("podAntiAffinity", [90, 10]), &cache), "b");
+    }
+
+    #[test]
+    fn affinity_looks_into_other_namespaces_when_told() {
+        let apart = |more: Value| {
+            let mut term = json!({ "topologyKey": "zone", "labelSelector": { "matchLabels": { "app": "y" } } });
+            term.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({ "affinity": { "podAntiAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": [term] } },
+                "nodeSelector": { "zone": "1" } })
+        };
+        let mut other = Pod::clone(&pod("other", json!({ "app": "y" }), json!({})));
+        other.metadata.namespace = Some("other".to_owned());
+        let mut cache = twins(vec![("a", Arc::new(other))]);
+        cache.namespaces = BTreeMap::from([("other".to_owned(), BTreeMap::from([("team".to_owned(), "red".to_owned())]))]);
+        let refused = |more: Value| bound(apart(more), &cache).contains("didn't match pod anti-affinity rules");
+        assert!(!refused(json!({})), "its own namespace only");
+        assert!(refused(json!({ "namespaces": ["other"] })));
+        assert!(!refused(json!({ "namespaces": ["another"] })));
+        assert!(refused(json!({ "namespaceSelector": { "matchLabels": { "team": "red" } } })));
+        assert!(!refused(json!({ "namespaceSelector": { "matchLabels": { "team": "blue" } } })));
+        assert!(refused(json!({ "namespaceSelector": {} })));
+        assert!(!refused(json!({ "namespaces": ["other"], "topologyKey": "rack" })), "no node has that key");
+    }
+
+    #[test]
+    fn spreading_counts_the_domains_that_it_is_told() {
+        let one = |name: &str| pod(name, json!({ "app": "x" }), json!({}));
+        let spread = |more: Value, spec: Value| {
+            let mut constraint = json!({ "topologyKey": "zone", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule",
+                "labelSelector": { "matchLabels": { "app": "x" } } });
+            constraint.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let mut spec = spec;
+            spec["topologySpreadConstraints"] = json!([constraint]);
+            spec
+        };
+        let even = || vec![("a", one("one")), ("b", one("two"))];
+        let fits = |more: Value, spec: Value, cache: &Cache| ["a", "b"].contains(&bound(spread(more, spec), cache).as_str());
+        assert!(fits(json!({}), json!({}), &twins(even())));
+        assert!(!fits(json!({ "minDomains": 3 }), json!({}), &twins(even())), "the third domain is empty");
+        assert!(fits(json!({ "minDomains": 3, "maxSkew": 2 }), json!({}), &twins(even())));
+        assert_eq!(bound(spread(json!({}), json!({})), &twins(vec![("a", one("one"))])), "b");
+        assert_eq!(bound(spread(json!({ "whenUnsatisfiable": "ScheduleAnyway" }), json!({})), &twins(vec![("a", one("one"))])), "b");
+        assert_eq!(
+            bound(spread(json!({ "whenUnsatisfiable": "ScheduleAnyway" }), json!({ "nodeSelector": { "zone": "1" } })), &twins(even())),
+            "a"
+        );
+        // A third, empty zone that the pod may not use: by its affinity, by a taint.
+        let nodes = |spec: Value| {
+            let mut cache = twins(even());
+            cache.set_node(Arc::new(node("c", json!({ "zone": "3" }), spec, "8")));
+            cache
+        };
+        let only = json!({ "affinity": { "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [
+            { "matchExpressions": [{ "key": "zone", "operator": "In", "values": ["1", "2"] }] }] } } } });
+        assert!(fits(json!({}), only.clone(), &nodes(json!({}))));
+        assert!(!fits(json!({ "nodeAffinityPolicy": "Ignore" }), only, &nodes(json!({}))));
+        let tainted = || nodes(json!({ "taints": [{ "key": "k", "effect": "NoSchedule" }] }));
+        assert!(!fits(json!({}), json!({}), &tainted()));
+        assert!(fits(json!({ "nodeTaintsPolicy": "Honor" }), json!({}), &tainted()));
+    }
 }

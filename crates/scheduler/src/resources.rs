@@ -89,6 +89,9 @@ fn total(pod: &Pod, of: impl Fn(&Container) -> Resources) -> Resources {
         }
     }
     running.raise_to(&peak);
+    // What the pod asks for as a whole stands for what its containers ask for.
+    let whole = Resources::of(spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
+    running.0.extend(whole.0);
     running.add(&Resources::of(spec.overhead.as_ref()));
     running
 }
@@ -109,5 +112,16 @@ mod tests {
         let all = requests(&pod);
         assert_eq!((all.get("cpu"), all.get("memory")), (1110, 9 << 20));
         assert_eq!(scored_requests(&pod).get("memory"), (9 << 20) + DEFAULT_MEMORY_BYTES);
+    }
+
+    #[test]
+    fn what_the_pod_asks_for_as_a_whole_counts() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({ "spec": {
+            "resources": { "requests": { "cpu": "2" }, "limits": { "cpu": "4" } },
+            "containers": [{ "name": "a", "resources": { "requests": { "cpu": "500m", "memory": "8Mi" } } }, { "name": "b" }] } }))
+        .unwrap();
+        let all = requests(&pod);
+        assert_eq!((all.get("cpu"), all.get("memory")), (2000, 8 << 20));
+        assert_eq!(scored_requests(&pod).get("cpu"), 2000);
     }
 }

@@ -179,3 +179,52 @@ fn one_that_is_being_deleted_is_only_looked_at() {
     let d = deployment(3, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
     check(&d, &[rs("old", "old", (1, 1, 3), 1)], &[]);
 }
+
+#[test]
+fn the_replica_set_is_the_deployments() {
+    let more = json!({"spec": {"minReadySeconds": 5, "selector": {"matchLabels": {"app": "web"},
+        "matchExpressions": [{"key": "app", "operator": "Exists"}]},
+        "template": {"metadata": {"annotations": {"a": "b"}}, "spec": {"nodeName": "n"}}}});
+    let d = deployment(3, more);
+    let made = plan(&d, &[], false, now());
+    let Action::Create(rs) = &made.actions[0] else { panic!("{made:?}") };
+    assert_eq!(rs.spec.min_ready_seconds, Some(5));
+    assert_eq!(rs.spec.selector.match_expressions, d.spec.selector.match_expressions);
+    let template = rs.spec.template.as_ref().expect("a template");
+    let own = &d.spec.template;
+    assert_eq!(template.spec, own.spec);
+    assert_eq!(template.metadata.as_ref().and_then(|m| m.annotations.clone()), own.metadata.as_ref().and_then(|m| m.annotations.clone()));
+    // A change of minReadySeconds alone reaches the ReplicaSet that is there.
+    let mut there = rs.as_ref().clone();
+    there.metadata.uid = Some("new".to_owned());
+    let d = deployment(
+        3,
+        json!({"spec": {"minReadySeconds": 6, "selector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]},
+        "template": {"metadata": {"annotations": {"a": "b"}}, "spec": {"nodeName": "n"}}}}),
+    );
+    let made = plan(&d, &[there], false, now());
+    let updated = made.actions.iter().any(|action| matches!(action, Action::Update { rs, .. } if rs.spec.min_ready_seconds == Some(6)));
+    assert!(updated, "{made:?}");
+}
+
+#[test]
+fn status_tells_all() {
+    let mut old = rs("old", "old", (3, 2, 4), 1);
+    old.status.get_or_insert_default().terminating_replicas = Some(1);
+    let new = rs("new", "new", (2, 1, 4), 2);
+    let d = deployment(4, json!({"metadata": {"generation": 9}, "status": {"collisionCount": 2, "observedGeneration": 8}}));
+    let status = plan(&d, &[old, new], false, now()).status;
+    assert_eq!((status.replicas, status.updated_replicas), (Some(5), Some(2)));
+    assert_eq!(
+        (status.ready_replicas, status.available_replicas, status.unavailable_replicas),
+        (Some(3), Some(3), Some(1)),
+        "what the plan scales counts"
+    );
+    assert_eq!((status.terminating_replicas, status.collision_count, status.observed_generation), (Some(1), Some(2), Some(9)));
+    let conditions = status.conditions.expect("conditions");
+    let available = conditions.iter().find(|condition| condition.type_.as_deref() == Some("Available")).expect("Available");
+    assert_eq!((available.status.as_deref(), available.reason.as_deref()), (Some("True"), Some("MinimumReplicasAvailable")));
+    assert_eq!(available.message.as_deref(), Some("Deployment has minimum availability."));
+    assert_eq!(available.last_update_time.as_ref().map(|t| t.0), Some(now()));
+    assert_eq!(available.last_transition_time.as_ref().map(|t| t.0), Some(now()));
+}

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use client::placement::{tolerates, tolerations};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use tokio::time::Instant;
 
@@ -203,22 +204,9 @@ pub enum Stay {
     For(Duration),
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
-    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => !key.is_empty() && text(&toleration.value) == text(&taint.value),
-        "Exists" => true,
-        _ => false,
-    }
-}
-
 /// How long a pod may stay on a node with these taints (`pkg/controller/tainteviction`).
 pub fn stay(pod: &Pod, node: &Node) -> Stay {
-    let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+    let tolerations = tolerations(pod);
     let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     let mut used = Vec::new();
     for taint in taints.into_iter().filter(|taint| taint.effect == "NoExecute") {

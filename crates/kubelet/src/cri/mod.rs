@@ -7,6 +7,8 @@ pub mod dns;
 pub mod hosts;
 pub mod sandbox;
 pub mod security;
+#[cfg(test)]
+mod tests;
 
 /// What the configurations need of the node.
 #[derive(Clone, Debug, Default)]

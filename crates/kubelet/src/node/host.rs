@@ -97,6 +97,16 @@ pub fn disk(path: &Path) -> Disk {
     }
 }
 
+/// Most process ids that there may be, and how many are in use (upstream pkg/kubelet/stats/pidlimit); `None` when procfs
+/// does not tell.
+pub fn pids() -> Option<(i64, i64)> {
+    let number = |path: &str| line_of(path).parse::<i64>().ok();
+    let most = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max")].into_iter().flatten().min()?;
+    let load = line_of("/proc/loadavg");
+    let (_, total) = load.split_whitespace().nth(3)?.split_once('/')?;
+    Some((most, total.parse().ok()?))
+}
+
 /// Sizes of huge pages as cgroup files name them (`2MB`, `1GB`).
 pub fn hugepage_sizes() -> Vec<String> {
     let Ok(entries) = std::fs::read_dir("/sys/kernel/mm/hugepages") else {

@@ -13,6 +13,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use protocols::cri::v1 as cri;
 use serde_json::{Value, json};
 
+use crate::eviction::Pressure;
+use crate::eviction::thresholds::Signal;
 use crate::kubelet::Kubelet;
 use crate::node::host;
 use crate::quantity;
@@ -23,9 +25,6 @@ use crate::status::truncate;
 const IMAGES_MAX: usize = 50;
 /// Names of an image.
 const NAMES_MAX: usize = 5;
-/// Below this the node is under pressure (upstream's eviction thresholds).
-const MEMORY_AVAILABLE_MIN: i64 = 100 << 20;
-const DISK_AVAILABLE_PERCENT_MIN: u64 = 10;
 /// Version that is reported: the API's that this kubelet serves.
 const VERSION: &str = "v1.37.2";
 
@@ -125,10 +124,16 @@ fn existing(path: &Path) -> &Path {
 
 fn allocatable(kubelet: &Kubelet, capacity: &Resources) -> Resources {
     let mut resources = capacity.clone();
-    // The eviction threshold for memory is never handed out (upstream's default of 100Mi).
-    subtract(&mut resources, "memory", &Quantity("100Mi".to_owned()));
-    let disk = capacity.get("ephemeral-storage").and_then(quantity::value).unwrap_or(0);
-    resources.insert("ephemeral-storage".to_owned(), quantity_of(disk / 10 * 9));
+    // What a hard threshold keeps free is never handed out (upstream's `hardEvictionReservation`).
+    for threshold in kubelet.config.thresholds().unwrap_or_default().iter().filter(|t| t.is_hard()) {
+        let name = match threshold.signal {
+            Signal::MemoryAvailable => "memory",
+            Signal::NodeFsAvailable => "ephemeral-storage",
+            _ => continue,
+        };
+        let whole = capacity.get(name).and_then(quantity::value).unwrap_or(0);
+        subtract(&mut resources, name, &quantity_of(threshold.value.of(whole)));
+    }
     for (name, amount) in kubelet.config.reserved().unwrap_or_default() {
         subtract(&mut resources, &name, &Quantity(amount));
     }
@@ -225,10 +230,8 @@ fn network_error(answer: &Answer) -> Option<String> {
 }
 
 fn conditions(kubelet: &Kubelet, answer: &Answer, previous: Option<&NodeStatus>) -> Vec<NodeCondition> {
-    let disk = host::disk(existing(&kubelet.config.root_dir));
-    let memory_low = host::memory_available_bytes() < MEMORY_AVAILABLE_MIN;
-    let disk_low = disk.capacity_bytes > 0 && disk.available_bytes < disk.capacity_bytes / 100 * DISK_AVAILABLE_PERCENT_MIN;
-    let pids_low = pids_low();
+    let pressures = kubelet.live().pressures;
+    let [memory_low, disk_low, pids_low] = [Pressure::Memory, Pressure::Disk, Pressure::Pid].map(|one| pressures.contains(&one));
     let pressure = |low: bool, yes: &'static str, no: &'static str, noun: &str| {
         let text = if low { format!("kubelet has {noun} pressure") } else { no_pressure(noun) };
         (low, if low { yes } else { no }, text)
@@ -254,15 +257,6 @@ fn no_pressure(noun: &str) -> String {
         "disk" => "kubelet has no disk pressure".to_owned(),
         _ => "kubelet has sufficient PID available".to_owned(),
     }
-}
-
-/// Less than a tenth of the host's process ids are free.
-fn pids_low() -> bool {
-    let max: u64 = host::line_of("/proc/sys/kernel/pid_max").parse().unwrap_or(0);
-    let load = host::line_of("/proc/loadavg");
-    let tasks = load.split_whitespace().nth(3).and_then(|t| t.split_once('/'));
-    let tasks: u64 = tasks.and_then(|(_, total)| total.parse().ok()).unwrap_or(0);
-    max > 0 && tasks > max / 10 * 9
 }
 
 fn condition(type_: &str, yes: bool, reason: &str, message: String, previous: Option<&NodeStatus>) -> NodeCondition {

@@ -173,16 +173,20 @@ pub async fn grpc_health(host: &str, port: i32, service: &str, timeout: Duration
     }
 }
 
+/// `grpc.health.v1.HealthCheckRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
-struct HealthCheckRequest {
+pub(super) struct HealthCheckRequest {
+    /// The service asked for.
     #[prost(string, tag = "1")]
-    service: String,
+    pub(super) service: String,
 }
 
+/// `grpc.health.v1.HealthCheckResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
-struct HealthCheckResponse {
+pub(super) struct HealthCheckResponse {
+    /// 1 is SERVING.
     #[prost(int32, tag = "1")]
-    status: i32,
+    pub(super) status: i32,
 }
 
 async fn check_health(address: &str, service: &str) -> Result<i32, String> {

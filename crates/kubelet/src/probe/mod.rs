@@ -9,6 +9,8 @@
 pub mod action;
 pub mod http;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::fmt;

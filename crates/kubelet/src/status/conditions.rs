@@ -46,6 +46,15 @@ pub fn generate(pod: &Pod, runtime: &PodRuntime, inputs: &Inputs<'_>, status: &P
     conditions
 }
 
+/// Says in condition DisruptionTarget that the kubelet takes the pod away.
+pub fn set_disruption(pod: &Pod, inputs: &Inputs<'_>, status: &mut PodStatus, message: &str) {
+    const TYPE: &str = "DisruptionTarget";
+    let said = Said { status: true, reason: "TerminationByKubelet", message: message.to_owned() };
+    let list = status.conditions.get_or_insert_default();
+    list.retain(|condition| condition.type_ != TYPE);
+    list.insert(0, condition(pod, inputs, TYPE, said));
+}
+
 fn condition(pod: &Pod, inputs: &Inputs<'_>, type_: &str, said: Said) -> PodCondition {
     let status = if said.status { "True" } else { "False" };
     let old = inputs.previous.conditions.iter().flatten().find(|c| c.type_ == type_);

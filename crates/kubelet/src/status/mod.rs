@@ -47,12 +47,16 @@ pub struct Inputs<'a> {
 }
 
 /// A phase with its reason that something else than the containers decided (deadline, admission, eviction).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// `status.reason`.
     pub reason: String,
     /// `status.message`.
     pub message: String,
+    /// What containers get instead of the pod's own grace period, seconds.
+    pub grace_seconds: Option<i64>,
+    /// The node takes the pod away: condition DisruptionTarget tells so.
+    pub disruption: bool,
 }
 
 /// Computes the status; `verdict` forces phase Failed.
@@ -77,6 +81,9 @@ pub fn generate(pod: &Pod, runtime: &PodRuntime, inputs: &Inputs<'_>, verdict: O
         status.message = Some(verdict.message.clone());
     }
     status.conditions = Some(conditions::generate(pod, runtime, inputs, &status));
+    if let Some(verdict) = verdict.filter(|v| v.disruption) {
+        conditions::set_disruption(pod, inputs, &mut status, &verdict.message);
+    }
     set_ips(&mut status, pod, runtime, inputs);
     status.nominated_node_name = api.nominated_node_name;
     status.resource_claim_statuses = api.resource_claim_statuses;

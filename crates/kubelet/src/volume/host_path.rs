@@ -38,3 +38,29 @@ pub fn check(source: &HostPathVolumeSource) -> Result<(), String> {
         other => Err(format!("hostPath type {other:?} is unknown")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_checked_and_made() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| root.path().join(name).to_string_lossy().into_owned();
+        std::fs::create_dir(root.path().join("directory")).expect("a directory");
+        std::fs::write(root.path().join("file"), b"").expect("a file");
+        let _listener = std::os::unix::net::UnixListener::bind(root.path().join("socket")).expect("a socket");
+        let check = |kind: &str, path: String| check(&HostPathVolumeSource { path, type_: Some(kind.to_owned()) }).is_ok();
+        for (kind, fits) in [("Directory", "directory"), ("File", "file"), ("Socket", "socket")] {
+            for name in ["directory", "file", "socket", "missing"] {
+                assert_eq!(check(kind, path(name)), name == fits, "{kind} {name}");
+            }
+        }
+        assert!(check("", path("missing")) && !root.path().join("missing").exists());
+        assert!(check("DirectoryOrCreate", path("new/one")) && root.path().join("new/one").is_dir());
+        assert!(check("FileOrCreate", path("new/file")) && root.path().join("new/file").is_file());
+        assert!(!check("DirectoryOrCreate", path("file")) && !check("FileOrCreate", path("directory")));
+        assert!(check("CharDevice", "/dev/null".to_owned()) && !check("BlockDevice", "/dev/null".to_owned()));
+        assert!(!check("Other", path("file")));
+    }
+}

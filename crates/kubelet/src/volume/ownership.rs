@@ -49,3 +49,41 @@ fn walk(path: &Path, group: u32, readonly: bool) -> std::io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_group_is_given_as_the_policy_says() {
+        let pod = |policy: &str| -> Pod {
+            serde_json::from_value(
+                serde_json::json!({"spec": {"containers": [], "securityContext": {"fsGroup": 4000, "fsGroupChangePolicy": policy}}}),
+            )
+            .expect("a pod")
+        };
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let file = root.path().join("file");
+        let set = |path: &Path, mode: u32| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("a mode");
+        let facts = |path: &Path| std::fs::metadata(path).map(|m| (m.gid(), m.mode() & 0o7777)).expect("a file");
+        set(root.path(), 0o755);
+        std::fs::write(&file, b"x").expect("a file");
+        set(&file, 0o600);
+        if let Err(error) = apply_group(root.path(), &pod("Always"), false) {
+            // Only root gives files away.
+            eprintln!("SKIPPED: the_group_is_given_as_the_policy_says: {error}");
+            return;
+        }
+        assert_eq!((facts(root.path()), facts(&file)), ((4000, 0o2775), (4000, 0o660)));
+        // The root is right already: what is below is only looked at when the policy says so.
+        set(&file, 0o600);
+        apply_group(root.path(), &pod("OnRootMismatch"), false).expect("nothing to do");
+        assert_eq!(facts(&file), (4000, 0o600));
+        apply_group(root.path(), &pod("Always"), true).expect("applied");
+        assert_eq!(facts(&file), (4000, 0o640));
+        set(root.path(), 0o755);
+        set(&file, 0o600);
+        apply_group(root.path(), &pod("OnRootMismatch"), false).expect("applied");
+        assert_eq!(facts(&file), (4000, 0o660));
+    }
+}

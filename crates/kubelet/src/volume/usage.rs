@@ -1,7 +1,7 @@
 //! What emptyDir volumes hold, against their limits (upstream pkg/kubelet/eviction `emptyDirLimitEviction`, v1.37).
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -24,7 +24,8 @@ pub fn over_limit(root: &Path, pod: &Pod) -> Option<String> {
         };
         let bytes = quantity::value(limit).and_then(|l| u64::try_from(l).ok()).filter(|l| *l > 0)?;
         let path = pod_directory(root, model::uid(pod)).join("volumes/kubernetes.io~empty-dir").join(&volume.name);
-        if used_bytes(&path) > bytes {
+        let (used, _) = used(&path);
+        if u64::try_from(used).unwrap_or(0) > bytes {
             return Some(format!("Usage of EmptyDir volume \"{}\" exceeds the limit \"{}\". ", volume.name, limit.0));
         }
     }
@@ -37,9 +38,19 @@ pub fn is_limited(pod: &Pod) -> bool {
     volumes.any(|v| v.empty_dir.as_ref().is_some_and(|e| e.size_limit.is_some()))
 }
 
-/// Bytes on disk below `path`; links are not followed, what vanishes meanwhile counts nothing.
-fn used_bytes(path: &Path) -> u64 {
-    let mut total = 0;
+/// Where the pod's emptyDirs on disk are.
+pub fn empty_dirs(root: &Path, pod: &Pod) -> Vec<PathBuf> {
+    let on_disk =
+        |v: &&k8s_openapi::api::core::v1::Volume| v.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref().unwrap_or("").is_empty());
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).filter(on_disk);
+    let directory = pod_directory(root, model::uid(pod)).join("volumes/kubernetes.io~empty-dir");
+    volumes.map(|volume| directory.join(&volume.name)).collect()
+}
+
+/// Bytes on disk below `path`, and files; links are not followed, what vanishes meanwhile counts nothing. Blocks on disk.
+pub fn used(path: &Path) -> (i64, i64) {
+    let mut total: u64 = 0;
+    let mut files = 0;
     let mut pending = vec![path.to_owned()];
     while let Some(directory) = pending.pop() {
         for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -47,12 +58,13 @@ fn used_bytes(path: &Path) -> u64 {
                 continue;
             };
             total += meta.blocks() * BLOCK_BYTES;
+            files += 1;
             if meta.is_dir() {
                 pending.push(entry.path());
             }
         }
     }
-    total
+    (i64::try_from(total).unwrap_or(i64::MAX), files)
 }
 
 #[cfg(test)]

@@ -19,10 +19,11 @@ use crate::cri::NodeFacts;
 use crate::events::Recorder;
 use crate::kubelet::{Kubelet, Live};
 use crate::runtime::Runtime;
+use crate::status::Verdict;
 use crate::status_writer::{self, Wanted};
 use crate::worker::{Desired, Worker};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the fake server was told: the pod's status as patched, and whether it was deleted.
 #[derive(Clone, Default)]
@@ -141,11 +142,12 @@ impl Rig {
             services: Informer::new(),
             node: Informer::new(),
             started: Timestamp::now(),
+            images: Mutex::default(),
             live: RwLock::new(Live { host_ips: vec!["192.0.2.1".into()], runtime_name: "mock".into(), ..Live::default() }),
             config,
         });
         let typed: Pod = serde_json::from_value(pod.clone()).expect("a literal pod");
-        let (desired, desired_rx) = watch::channel(Desired { pod: Arc::new(typed), removed: false });
+        let (desired, desired_rx) = watch::channel(Desired { pod: Arc::new(typed), removed: false, evicted: None });
         let (statuses, statuses_rx) = watch::channel(Wanted::default());
         let wake = Arc::new(Notify::new());
         tokio::spawn(status_writer::run(client, statuses_rx));
@@ -241,7 +243,7 @@ async fn a_crash_restarts_at_once_and_then_after_the_back_off() {
     assert_eq!(container["lastState"]["terminated"]["exitCode"], 2);
     assert_eq!(container["restartCount"], 1);
     assert_eq!(status["phase"], "Running");
-    assert!(rig.calls().contains(&"RemoveContainer c0".to_owned()), "one dead container of a name is kept");
+    rig.until("one dead container of a name is kept", |r| r.calls().contains(&"RemoveContainer c0".to_owned())).await;
     rig.cancel.cancel();
 }
 
@@ -293,5 +295,35 @@ async fn images_that_cannot_be_had_are_told() {
     let status = rig.api.status();
     assert_eq!(status["containerStatuses"][3]["state"]["waiting"]["message"], "configmap \"m\" not found");
     assert_eq!(status["phase"], "Pending");
+    rig.cancel.cancel();
+}
+
+#[tokio::test]
+async fn pull_policies_are_kept() {
+    // The image is there, and pulling fails: who insists on pulling does not start.
+    let spec = json!({"containers": [
+        {"name": "a", "image": "x:1", "imagePullPolicy": "Always"},
+        {"name": "i", "image": "x:1", "imagePullPolicy": "IfNotPresent"},
+        {"name": "n", "image": "x:1", "imagePullPolicy": "Never"},
+    ]});
+    let rig = Rig::new(Mock::default(), spec);
+    let state = |r: &Rig, at: usize| r.api.status()["containerStatuses"][at]["state"].clone();
+    rig.until("the pull", |r| state(r, 0)["waiting"]["reason"] == "ErrImagePull").await;
+    rig.until("the others", |r| state(r, 1)["running"].is_object() && state(r, 2)["running"].is_object()).await;
+    rig.cancel.cancel();
+}
+
+#[tokio::test]
+async fn an_evicted_pod_gets_little_time_and_says_why() {
+    let spec = json!({"terminationGracePeriodSeconds": 30, "containers": [{"name": "c", "image": "x:1"}]});
+    let rig = Rig::new(Mock::default(), spec);
+    rig.until("readiness", |r| condition(&r.api.status(), "Ready") == "True").await;
+    let verdict = Verdict { disruption: true, ..crate::eviction::immediate("The node was low on resource: memory. ".to_owned()) };
+    rig.desired.send_modify(|d| d.evicted = Some(verdict));
+    rig.until("phase Failed", |r| r.api.status()["phase"] == "Failed").await;
+    let status = rig.api.status();
+    assert_eq!((status["reason"].as_str(), status["message"].as_str()), (Some("Evicted"), Some("The node was low on resource: memory. ")));
+    assert_eq!(condition(&status, "DisruptionTarget"), "True");
+    assert!(rig.calls().contains(&"StopContainer c0 grace 2".to_owned()), "{:?}", rig.calls());
     rig.cancel.cancel();
 }
