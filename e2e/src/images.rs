@@ -30,3 +30,10 @@ pub fn busybox(version: &str) -> Result<Image> {
     let image = ImageSpec::new().layer(entries);
     Ok(image.config("Cmd", serde_json::json!(["sh"])).config("Env", serde_json::json!(["PATH=/bin"])).build())
 }
+
+/// An image whose only process sleeps: what containerd and foreign shims take for a sandbox.
+pub fn sleeper() -> Result<Image> {
+    let executable = fs::read(BUSYBOX).with_context(|| format!("failed to read {BUSYBOX} (Debian's busybox-static)"))?;
+    let layer = [Entry::dir("bin"), Entry::executable("bin/busybox", executable), Entry::symlink("bin/sleep", "busybox")];
+    Ok(ImageSpec::new().layer(layer).config("Entrypoint", serde_json::json!(["/bin/sleep", "1000000"])).build())
+}

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod cluster;
 pub mod http;
+pub mod containerd;
 pub mod images;
 pub mod kubectl;
 pub mod script;

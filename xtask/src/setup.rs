@@ -41,7 +41,7 @@ const PACKAGES: &[Package] = &[
 /// What this machine has.
 #[derive(Debug, Default)]
 pub struct Host {
-    /// The folder of upstream's programs; `None` without Go.
+    /// The folder of upstream's programs; `None` without Go and apt.
     pub peers: Option<PathBuf>,
     /// The golden files of k8s.io/api; `None` without Go.
     pub golden: Option<PathBuf>,
@@ -68,6 +68,11 @@ pub fn prepare(need: Need) -> Result<Host> {
     let mut host = Host { apt: sh::on_path("apt-get"), go: sh::on_path("go"), ..Host::default() };
     packages(need, &mut host);
     if need == Need::Tests {
+        if host.apt {
+            let directory = cache().join("peers");
+            debian(&mut host, &directory);
+            host.peers = Some(directory);
+        }
         if host.go {
             host.peers = Some(peers(&mut host)?);
             match golden() {
@@ -135,6 +140,55 @@ const STAGING: &str = "v0.37.2";
 const ETCD: &str = "v3.7.3";
 const CRI_TOOLS: &str = "v1.34.0";
 const CRI_TOOLS_STAGING: &str = "v0.34.2";
+
+/// A Debian package that is unpacked and not installed: its services and its programs on PATH are not wanted here.
+struct Unpacked {
+    package: &'static str,
+    /// A file of it.
+    shown_by: &'static str,
+}
+
+const UNPACKED: &[Unpacked] =
+    &[Unpacked { package: "containerd", shown_by: "usr/bin/containerd" }, Unpacked { package: "runc", shown_by: "usr/sbin/runc" }];
+
+/// Unpacks Debian's packages to `debian/PACKAGE` in the folder of peers.
+fn debian(host: &mut Host, directory: &Path) {
+    for peer in UNPACKED {
+        let to = directory.join("debian").join(peer.package);
+        if to.join(peer.shown_by).exists() {
+            continue;
+        }
+        if let Err(error) = unpack(peer.package, &to) {
+            host.missing.push(format!("Debian package {}: {error:#}", peer.package));
+        }
+    }
+}
+
+fn unpack(package: &str, to: &Path) -> Result<()> {
+    let scratch = cache().join("debs").join(package);
+    // What an earlier run left half done.
+    let _ = fs::remove_dir_all(&scratch);
+    fs::create_dir_all(&scratch).with_context(|| format!("failed to create {}", scratch.display()))?;
+    let download = || {
+        let mut command = Command::new("apt-get");
+        command.args(["download", "-qq", package]).current_dir(&scratch);
+        sh::run(&format!("download Debian's {package}"), &mut command)
+    };
+    // The lists of packages may be missing or old.
+    download().or_else(|_| {
+        sh::run("apt-get update", Command::new("apt-get").args(["update", "-qq"]))?;
+        download()
+    })?;
+    let is_package = |path: &PathBuf| path.extension().is_some_and(|end| end == "deb");
+    let deb = fs::read_dir(&scratch)?.flatten().map(|entry| entry.path()).find(is_package).context("apt-get downloaded nothing")?;
+    sh::run(&format!("unpack {package}"), Command::new("dpkg-deb").arg("-x").arg(&deb).arg(scratch.join("tree")))?;
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("failed to create {}", parent.display()))?;
+    }
+    let _ = fs::remove_dir_all(to);
+    fs::rename(scratch.join("tree"), to).with_context(|| format!("failed to write {}", to.display()))?;
+    fs::remove_dir_all(&scratch).with_context(|| format!("failed to remove {}", scratch.display()))
+}
 
 /// Builds what is not in the cache yet. A program that does not build is named and left out.
 fn peers(host: &mut Host) -> Result<PathBuf> {

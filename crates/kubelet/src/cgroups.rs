@@ -72,16 +72,7 @@ pub fn remove_pod(pod: &Pod, node: &NodeFacts) -> Result<(), linux::Error> {
     if path.is_empty() {
         return Ok(());
     }
-    remove_hybrid(&path);
     Cgroup::new(&Host::detect()?, Path::new(&path)).remove(PATIENCE)
-}
-
-/// On hybrid hosts runc makes its groups in the v2 hierarchy as well, which holds no controllers that are used here; what it
-/// leaves there of a pod is an empty directory.
-fn remove_hybrid(path: &str) {
-    let directory = Path::new("/sys/fs/cgroup/unified").join(path.trim_start_matches('/'));
-    // Absent on other hosts, and busy while something of the pod still runs: the next look removes it.
-    let _ = std::fs::remove_dir(directory);
 }
 
 /// Removes cgroups of pods whose uid is not among `kept`; one that is busy is left for the next time.
@@ -93,17 +84,12 @@ pub fn remove_unknown(root: &str, kept: &std::collections::HashSet<String>) -> R
     for tier in ["", "/burstable", "/besteffort"] {
         let path = format!("{root}{tier}");
         let mut names = std::collections::BTreeSet::new();
-        let hybrid = Path::new("/sys/fs/cgroup/unified").join(path.trim_start_matches('/'));
-        let directories = Cgroup::new(&host, Path::new(&path)).directories().into_iter().map(|(_, d)| d);
-        for directory in directories.chain([hybrid]) {
+        for (_, directory) in Cgroup::new(&host, Path::new(&path)).directories() {
             let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
             names.extend(entries.filter_map(|e| e.file_name().into_string().ok()));
         }
         for name in names {
             let gone = name.strip_prefix("pod").is_some_and(|uid| uid.len() == 36 && !kept.contains(uid));
-            if gone {
-                remove_hybrid(&format!("{path}/{name}"));
-            }
             if gone && let Err(error) = Cgroup::new(&host, Path::new(&format!("{path}/{name}"))).remove(Duration::ZERO) {
                 tracing::debug!(%error, "a cgroup of a pod that is gone cannot be removed yet");
             }

@@ -16,6 +16,17 @@ pub fn open(pid: i32) -> Result<OwnedFd> {
     check(ret).map(own).map_err(|e| Error::new("pidfd_open", pid.to_string(), e))
 }
 
+/// The pid behind a descriptor, in this process' PID namespace (`/proc/self/fdinfo`); -1 for one that was reaped.
+///
+/// # Errors
+/// When procfs does not tell.
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> Result<i32> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::new("read", path.as_str(), e))?;
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    pid.ok_or_else(|| Error::invalid("read", path, "it is not that of a pidfd"))
+}
+
 /// Sends a signal (0: only checks that the process is there; a zombie is).
 ///
 /// # Errors

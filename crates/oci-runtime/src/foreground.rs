@@ -63,6 +63,7 @@ fn copy_size(master: BorrowedFd<'_>) {
 
 fn attend_raw(pidfd: BorrowedFd<'_>, signals: &Signals, master: Option<&OwnedFd>) -> Result<u8> {
     let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+    let pid = linux::pidfd::pid_of(pidfd)?;
     let mut input = master.is_some();
     let mut output = master;
     loop {
@@ -81,7 +82,7 @@ fn attend_raw(pidfd: BorrowedFd<'_>, signals: &Signals, master: Option<&OwnedFd>
         }
         while let Some(signal) = signals.0.read().during(|| "read signals".to_owned())? {
             match signal {
-                SIGCHLD => {}
+                SIGCHLD => reap_orphans(pid),
                 SIGWINCH if master.is_some() => copy_size(master.map_or(pidfd, |m| m.as_fd())),
                 // One that has ended meanwhile needs none.
                 _ => drop(linux::pidfd::send_signal(pidfd, signal)),
@@ -90,6 +91,16 @@ fn attend_raw(pidfd: BorrowedFd<'_>, signals: &Signals, master: Option<&OwnedFd>
         if ready[0] {
             let exit = linux::pidfd::wait(pidfd, true, false)?;
             return Ok(exit.map_or(255, |exit| u8::try_from(exit.status()).unwrap_or(255)));
+        }
+    }
+}
+
+/// Reaps what was given to this process as a subreaper; `own`, the container's process, is waited for by its descriptor.
+fn reap_orphans(own: i32) {
+    // One that ends behind `own` is left to whoever reaps this process.
+    while let Ok(Some(ended)) = linux::child::ended_child(None) {
+        if i32::try_from(ended.pid).is_ok_and(|pid| pid == own) || linux::child::reap(ended.pid).is_err() {
+            break;
         }
     }
 }

@@ -129,6 +129,8 @@ fn run_container(global: &cli::Global, arguments: &Arguments) -> Result<u8> {
     let wants_terminal = spec::parse::<spec::Spec>(&text)?.process.is_some_and(|process| process.terminal);
     let (ours, theirs) = if wants_terminal { linux::unix::packet_pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
     let signals = foreground::Signals::hold()?;
+    // As runc does: a process that the container's leaves behind, without a PID namespace of its own, comes here.
+    linux::process::set_child_subreaper(!arguments.has("no-subreaper"))?;
     let created = create::create(global, &options, theirs)?;
     start_or_undo(global, &options.id, &created.container)?;
     let status = foreground::attend(created.pidfd.as_fd(), signals, ours);

@@ -236,7 +236,8 @@ impl Plan {
         fs.set("mode", "755")?;
         let parent = fs.mount(attributes)?;
         mount::attach(parent.as_fd(), target.as_fd())?;
-        for (controllers, dir) in self.cgroup.directories() {
+        // Of a hybrid host's hierarchies those of v1, as runc shows them.
+        for (controllers, dir) in self.cgroup.directories().into_iter().filter(|(controllers, _)| !controllers.is_empty()) {
             self.mount_hierarchy(parent.as_fd(), &controllers, &dir, attributes | readonly)
                 .during(|| format!("cgroup hierarchy {}", controllers.join(",")))?;
         }

@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
@@ -54,6 +55,58 @@ fn from_create_to_delete() {
 }
 
 #[test]
+fn every_hierarchy_has_the_group() {
+    if !available("every_hierarchy_has_the_group") {
+        return;
+    }
+    let bundle = Bundle::new("hierarchies");
+    let path = bundle.config["linux"]["cgroupsPath"].as_str().expect("a path").to_owned();
+    // On a hybrid host also the one of v2, as runc has it. A process of `exec` is where the container's is.
+    let in_all = |pid: &str| {
+        let text = read(Path::new(&format!("/proc/{pid}/cgroup")));
+        let elsewhere: Vec<&str> = text.lines().filter(|line| line.split(':').nth(2) != Some(path.as_str())).collect();
+        assert!(!text.is_empty() && elsewhere.is_empty(), "{path}: {elsewhere:?}");
+    };
+    bundle.run(&["run", "--detach", "--bundle", ".", "--pid-file", "init.pid", "c"]).ok();
+    in_all(&read(&bundle.path("init.pid")));
+    let sleeper = exec_process(&bundle, json!(["sleep", "1000"]));
+    bundle.run(&["exec", "--process", &sleeper, "--detach", "--pid-file", "exec.pid", "c"]).ok();
+    in_all(&read(&bundle.path("exec.pid")));
+    bundle.run(&["delete", "--force", "c"]).ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn run_is_the_subreaper_unless_told_otherwise() {
+    if !available("run_is_the_subreaper_unless_told_otherwise") {
+        return;
+    }
+    // Without a PID namespace of its own, what the container's process leaves behind goes to the nearest subreaper.
+    let mut bundle = Bundle::new("subreaper");
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().expect("namespaces");
+    namespaces.retain(|namespace| namespace["type"] != "pid");
+    let orphan = "parent() { while read key value; do [ \"$key\" = PPid: ] && echo $value; done < /proc/$$/status; }\n\
+                  while [ \"$(parent)\" = \"$1\" ]; do sleep 0.05; done\n\
+                  parent > /parent\n";
+    fs::write(bundle.path("rootfs/orphan"), orphan).expect("a script");
+    bundle.shell("sh -c 'sh /orphan $$ & exit 0'; until [ -s /parent ]; do sleep 0.05; done; cat /parent; rm /parent");
+    bundle.write();
+    let run = |flags: &[&str]| {
+        let words = [&["run"], flags, &["--bundle", ".", "c"]].concat();
+        let child = bundle.command(&words).stdout(Stdio::piped()).spawn().expect("the runtime runs");
+        let pid = child.id();
+        let output = child.wait_with_output().expect("ended");
+        assert!(output.status.success(), "{output:?}");
+        (pid, String::from_utf8_lossy(&output.stdout).trim().parse::<u32>().expect("a pid"))
+    };
+    let (pid, parent) = run(&[]);
+    assert_eq!(parent, pid);
+    let (pid, parent) = run(&["--no-subreaper"]);
+    assert_ne!(parent, pid);
+    bundle.assert_nothing_left();
+}
+
+#[test]
 fn exec_adds_processes() {
     if !available("exec_adds_processes") {
         return;
@@ -80,7 +133,7 @@ fn exec_adds_processes() {
     // Options after the container's name are the command's.
     assert_eq!(bundle.run(&["exec", "--env", "A=b", "--user", "1000:1000", "c", "sh", "-c", "echo $A; id -u"]).ok(), "b\n1000\n");
     bundle.run(&["delete", "--force", "c"]).ok();
-    eventually("the other process is gone", || !std::path::Path::new(&format!("/proc/{pid}/cwd")).exists());
+    eventually("the other process is gone", || !Path::new(&format!("/proc/{pid}/cwd")).exists());
     bundle.assert_nothing_left();
 }
 
@@ -214,7 +267,7 @@ fn update_changes_limits() {
     bundle.config["linux"]["resources"]["cpu"] = json!({ "shares": 512, "quota": 50_000, "period": 100_000 });
     bundle.run(&["run", "--detach", "--bundle", ".", "c"]).ok();
     let host = linux::cgroup::Host::detect().expect("cgroups");
-    let group = linux::cgroup::Cgroup::new(&host, std::path::Path::new(&bundle.cgroup("c")));
+    let group = linux::cgroup::Cgroup::new(&host, Path::new(&bundle.cgroup("c")));
     assert_eq!(group.stats().expect("stats").memory.limit_bytes, 67_108_864);
     assert_eq!(group.stats().expect("stats").pids.limit, 50);
     let resources = br#"{"devices":[{"allow":false,"access":"rwm"}],"memory":{"limit":134217728,"swap":134217728},"cpu":{}}"#;

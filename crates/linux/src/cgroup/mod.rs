@@ -125,6 +125,10 @@ pub struct Cgroup {
     v1: Vec<(Vec<String>, PathBuf)>,
     /// v2: the mount; the directory is below it.
     v2: Option<PathBuf>,
+    /// Hybrid: the directory in the v2 hierarchy beside v1. It limits nothing, but belongs to the group, as runc has it
+    /// (opencontainers/cgroups v0.1.0, `fs.NameGroup`), so that `/proc/PID/cgroup` names the group and eBPF programs by
+    /// cgroup find it.
+    unified: Option<PathBuf>,
 }
 
 impl Cgroup {
@@ -142,8 +146,8 @@ impl Cgroup {
             }
         }
         let v1 = host.v1.iter().map(|h| (h.controllers.clone(), h.mount.join(&clean))).collect();
-        let v2 = if host.v1.is_empty() { host.v2.clone() } else { None };
-        Self { path: clean, v1, v2 }
+        let (v2, unified) = if host.v1.is_empty() { (host.v2.clone(), None) } else { (None, host.v2.as_ref().map(|m| m.join(&clean))) };
+        Self { path: clean, v1, v2, unified }
     }
 
     /// The path below the hierarchies' roots, without a leading slash.
@@ -161,12 +165,11 @@ impl Cgroup {
         self.v2.as_ref().map(|mount| mount.join(&self.path))
     }
 
-    /// The directories, each once: with its controllers on v1 (`name=systemd` among them), with none on v2.
+    /// The directories, each once: with its controllers on v1 (`name=systemd` among them), with none in a v2 hierarchy,
+    /// which comes last on hybrid hosts.
     pub fn directories(&self) -> Vec<(Vec<String>, PathBuf)> {
-        match self.v2_directory() {
-            Some(dir) => vec![(Vec::new(), dir)],
-            None => self.v1.clone(),
-        }
+        let v2 = self.v2_directory().or_else(|| self.unified.clone());
+        self.v1.iter().cloned().chain(v2.map(|dir| (Vec::new(), dir))).collect()
     }
 
     /// The v1 directory of a controller.
@@ -180,7 +183,8 @@ impl Cgroup {
     }
 
     /// Makes the group, and those above it, in every hierarchy. On v2 all controllers are handed down as far as that
-    /// is possible; on v1 new `cpuset` groups get their parent's CPUs and memory nodes.
+    /// is possible (not on hybrid hosts, where processes are to stand in groups above others); on v1 new `cpuset` groups
+    /// get their parent's CPUs and memory nodes.
     ///
     /// # Errors
     /// The kernel's answer, with the directory.
@@ -188,11 +192,11 @@ impl Cgroup {
         if let Some(mount) = &self.v2 {
             return v2::create(mount, &self.path);
         }
-        for (names, dir) in &self.v1 {
+        for (names, dir) in self.directories() {
             if names.iter().any(|name| name == "cpuset") {
-                v1::create_cpuset(dir, &self.path)?;
+                v1::create_cpuset(&dir, &self.path)?;
             } else {
-                std::fs::create_dir_all(dir).map_err(|e| Error::new("mkdir", dir.display().to_string(), e))?;
+                std::fs::create_dir_all(&dir).map_err(|e| Error::new("mkdir", dir.display().to_string(), e))?;
             }
         }
         Ok(())
@@ -231,8 +235,8 @@ impl Cgroup {
     /// # Errors
     /// When a directory is missing.
     pub fn entries(&self) -> Result<Vec<OwnedFd>> {
-        let name = if self.is_v2() { "cgroup.procs" } else { "tasks" };
-        self.directories().iter().map(|(_, dir)| crate::fs::open_plain(&dir.join(name), libc::O_WRONLY)).collect()
+        let file = |names: &[String]| if names.is_empty() { "cgroup.procs" } else { "tasks" };
+        self.directories().iter().map(|(names, dir)| crate::fs::open_plain(&dir.join(file(names)), libc::O_WRONLY)).collect()
     }
 
     /// Puts the process `pid` into the group. For oneself, [`enter`] is fifty times cheaper on v1.
