@@ -7,8 +7,8 @@
 
 pub mod api;
 pub mod cluster;
-pub mod http;
 pub mod containerd;
+pub mod http;
 pub mod images;
 pub mod kubectl;
 pub mod script;
