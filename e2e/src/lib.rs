@@ -8,12 +8,15 @@
 pub mod api;
 pub mod cluster;
 pub mod containerd;
+pub mod cri;
 pub mod http;
 pub mod images;
 pub mod kubectl;
+pub mod node;
 pub mod script;
 pub mod servers;
 pub mod sockets;
+pub mod specs;
 pub mod table;
 pub mod terminal;
 

@@ -13,7 +13,7 @@ const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 const STATIC_PACKAGES: [&str; 3] = ["shim", "oci-runtime", "testkit"];
 
 /// The executables that stand beside `coracle`.
-const STATIC_EXECUTABLES: [&str; 3] = ["containerd-shim-coracle-v2", "coracle-oci", "hello-web"];
+const STATIC_EXECUTABLES: [&str; 4] = ["containerd-shim-coracle-v2", "coracle-oci", "hello-web", "critest-tool"];
 
 /// How `coracle` itself is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

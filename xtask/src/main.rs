@@ -7,6 +7,7 @@ mod build;
 mod demo;
 mod gate;
 mod generate;
+mod readme;
 mod setup;
 mod sh;
 mod skips;

@@ -138,7 +138,7 @@ const INSTALLED: &[Installed] = &[
 const KUBERNETES: &str = "v1.37.2";
 const STAGING: &str = "v0.37.2";
 const ETCD: &str = "v3.7.3";
-const CRI_TOOLS: &str = "v1.34.0";
+pub const CRI_TOOLS: &str = "v1.34.0";
 const CRI_TOOLS_STAGING: &str = "v0.34.2";
 
 /// A Debian package that is unpacked and not installed: its services and its programs on PATH are not wanted here.

@@ -1,5 +1,5 @@
-//! `e2e/skips.toml`: which tests may be skipped, why, and on what condition. A skip that is not listed fails the run, and so
-//! does one whose condition does not hold here.
+//! `e2e/skips.toml`: which tests, and which specs of upstream's suites, may be skipped, why, and on what condition. A skip that is not
+//! listed fails the run, and so does one whose condition does not hold here, and a listed spec that was not skipped.
 
 use std::fs;
 use std::path::Path;
@@ -22,6 +22,20 @@ struct Skip {
     when: Condition,
 }
 
+/// A spec of one of upstream's suites that may be skipped; the suite runs inside one test.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SpecSkip {
+    /// The suite: `critest`.
+    suite: String,
+    /// The spec's whole name.
+    spec: String,
+    /// For the reader.
+    reason: String,
+    /// When it may be skipped.
+    when: Condition,
+}
+
 /// What the run finds out by itself.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -32,6 +46,23 @@ enum Condition {
     NoApt,
     /// The kernel has no such file, e.g. `/sys/kernel/security/apparmor`.
     KernelLacks(String),
+    /// What a spec judges is not built yet: its test leaves it out.
+    NotBuilt,
+    /// What a spec needs is outside of every test's network: its test leaves it out.
+    OutOfReach,
+    /// It is run on request only, as benchmarks are.
+    NotAsked,
+}
+
+impl Condition {
+    fn holds(&self, host: &Host) -> bool {
+        match self {
+            Condition::NoGo => !host.go,
+            Condition::NoApt => !host.apt,
+            Condition::KernelLacks(file) => !Path::new(file).exists(),
+            Condition::NotBuilt | Condition::OutOfReach | Condition::NotAsked => true,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -39,6 +70,8 @@ enum Condition {
 struct File {
     #[serde(default)]
     skip: Vec<Skip>,
+    #[serde(default)]
+    spec: Vec<SpecSkip>,
 }
 
 /// A `SKIPPED: name: reason` line of a test.
@@ -58,12 +91,60 @@ impl Skipped {
     }
 }
 
-/// The skips that are not allowed on this host, each as a sentence.
-pub fn refused(skipped: &[Skipped], host: &Host) -> Result<Vec<String>> {
+/// A `SKIPPED SPEC: suite | name | reason` line of a test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SkippedSpec {
+    /// The suite.
+    pub suite: String,
+    /// The spec.
+    pub spec: String,
+    /// The suite's own words.
+    pub reason: String,
+}
+
+impl SkippedSpec {
+    /// Reads a line of a test's output.
+    pub fn parse(line: &str) -> Option<SkippedSpec> {
+        let mut parts = line.trim().strip_prefix("SKIPPED SPEC: ")?.splitn(3, " | ").map(str::to_owned);
+        Some(SkippedSpec { suite: parts.next()?, spec: parts.next()?, reason: parts.next()? })
+    }
+}
+
+/// A `SPECS: suite | 1 passed | 2 failed | 3 skipped` line of a test.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct SuiteCount {
+    /// The suite.
+    pub suite: String,
+    /// Specs that passed.
+    pub passed: usize,
+    /// Specs that failed.
+    pub failed: usize,
+    /// Specs that did not run.
+    pub skipped: usize,
+}
+
+impl SuiteCount {
+    /// Reads a line of a test's output.
+    pub fn parse(line: &str) -> Option<SuiteCount> {
+        let mut parts = line.trim().strip_prefix("SPECS: ")?.split(" | ");
+        let suite = parts.next()?.to_owned();
+        let mut number = |word: &str| parts.next()?.strip_suffix(word)?.trim().parse::<usize>().ok();
+        Some(SuiteCount { suite, passed: number("passed")?, failed: number("failed")?, skipped: number("skipped")? })
+    }
+}
+
+fn read() -> Result<File> {
     let path = sh::root().join("e2e/skips.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
-    let file: File = toml::from_str(&text).with_context(|| format!("failed to parse {}", path.display()))?;
-    Ok(judge(skipped, &file.skip, host))
+    toml::from_str(&text).with_context(|| format!("failed to parse {}", path.display()))
+}
+
+/// The skips that are not allowed on this host, each as a sentence; `ran` are the suites that ran.
+pub fn refused(skipped: &[Skipped], specs: &[SkippedSpec], ran: &[SuiteCount], host: &Host) -> Result<Vec<String>> {
+    let file = read()?;
+    let mut sentences = judge(skipped, &file.skip, host);
+    sentences.extend(judge_specs(specs, ran, &file.spec, host));
+    Ok(sentences)
 }
 
 fn judge(skipped: &[Skipped], listed: &[Skip], host: &Host) -> Vec<String> {
@@ -71,16 +152,34 @@ fn judge(skipped: &[Skipped], listed: &[Skip], host: &Host) -> Vec<String> {
         let Some(entry) = listed.iter().find(|entry| entry.test == skip.test) else {
             return Some(format!("{} was skipped ({}) and does not stand in e2e/skips.toml", skip.test, skip.reason));
         };
-        let holds = match &entry.when {
-            Condition::NoGo => !host.go,
-            Condition::NoApt => !host.apt,
-            Condition::KernelLacks(file) => !Path::new(file).exists(),
-        };
-        (!holds).then(|| {
+        (!entry.when.holds(host)).then(|| {
             format!("{} was skipped ({}), but its condition {:?} does not hold: {}", skip.test, skip.reason, entry.when, entry.reason)
         })
     };
     skipped.iter().filter_map(judge_one).collect()
+}
+
+fn judge_specs(skipped: &[SkippedSpec], ran: &[SuiteCount], listed: &[SpecSkip], host: &Host) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for skip in skipped {
+        let name = format!("{} {:?}", skip.suite, skip.spec);
+        match listed.iter().find(|entry| entry.suite == skip.suite && entry.spec == skip.spec) {
+            None => sentences.push(format!("{name} was skipped ({}) and does not stand in e2e/skips.toml", skip.reason)),
+            Some(entry) if !entry.when.holds(host) => {
+                sentences.push(format!(
+                    "{name} was skipped ({}), but its condition {:?} does not hold: {}",
+                    skip.reason, entry.when, entry.reason
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    for entry in listed.iter().filter(|entry| entry.when.holds(host) && ran.iter().any(|suite| suite.suite == entry.suite)) {
+        if !skipped.iter().any(|skip| skip.suite == entry.suite && skip.spec == entry.spec) {
+            sentences.push(format!("e2e/skips.toml lists {} {:?}, which was not skipped: delete its entry", entry.suite, entry.spec));
+        }
+    }
+    sentences
 }
 
 #[cfg(test)]
@@ -99,5 +198,22 @@ mod tests {
         assert_eq!(judge(&[skip("b")], &listed.skip, &with_go), Vec::<String>::new());
         assert_eq!(judge(&[skip("a"), skip("c")], &listed.skip, &with_go).len(), 2);
         assert_eq!(judge(&[skip("a")], &listed.skip, &Host::default()).len(), 0);
+    }
+
+    #[test]
+    fn a_spec_is_skipped_by_its_name_and_listed_only_while_it_is() {
+        let listed: File = toml::from_str(
+            "[[spec]]\nsuite = \"s\"\nspec = \"a b\"\nreason = \"later\"\nwhen = \"not-built\"\n\
+             [[spec]]\nsuite = \"s\"\nspec = \"c\"\nreason = \"kernel\"\nwhen = { kernel-lacks = \"/proc\" }\n",
+        )
+        .unwrap();
+        let skip = |name: &str| SkippedSpec::parse(&format!("SKIPPED SPEC: s | {name} | so")).unwrap();
+        let ran = [SuiteCount::parse("SPECS: s | 3 passed | 0 failed | 1 skipped").unwrap()];
+        assert_eq!((ran[0].passed, ran[0].failed, ran[0].skipped), (3, 0, 1));
+        let judge = |skipped: &[SkippedSpec], ran: &[SuiteCount]| judge_specs(skipped, ran, &listed.spec, &Host::default());
+        assert_eq!(judge(&[skip("a b")], &ran), Vec::<String>::new());
+        assert_eq!(judge(&[skip("a b"), skip("c"), skip("d")], &ran).len(), 2);
+        assert_eq!(judge(&[], &ran).len(), 1);
+        assert_eq!(judge(&[], &[]).len(), 0);
     }
 }

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use testkit::host::Lists;
 
-use crate::skips::{self, Skipped};
-use crate::{build, gate, setup, sh};
+use crate::skips::{self, Skipped, SkippedSpec, SuiteCount};
+use crate::{build, gate, readme, setup, sh};
 
 /// The flags of `cargo xtask test`.
 #[derive(clap::Args, Debug)]
@@ -31,6 +31,10 @@ struct Summary {
     passed: usize,
     failed: usize,
     skipped: BTreeMap<String, String>,
+    /// Upstream's suites, each inside one test.
+    suites: Vec<SuiteCount>,
+    #[serde(skip)]
+    skipped_specs: Vec<SkippedSpec>,
     seconds: u64,
     missing: Vec<String>,
     left_behind: Vec<String>,
@@ -115,6 +119,8 @@ fn count(tests: &mut std::process::Command) -> Result<Summary> {
         writeln!(std::io::stdout(), "{line}")?;
         skipped.extend(Skipped::parse(&line));
         summary.failures.take(&line);
+        summary.skipped_specs.extend(SkippedSpec::parse(&line));
+        summary.suites.extend(SuiteCount::parse(&line));
         if let Some((passed, failed)) = parse_result(&line) {
             summary.passed += passed;
             summary.failed += failed;
@@ -147,10 +153,14 @@ fn judge(summary: &Summary, host: &setup::Host) -> Result<()> {
     std::fs::write(&path, serde_json::to_vec_pretty(summary)?).with_context(|| format!("failed to write {}", path.display()))?;
     let skipped: Vec<Skipped> =
         summary.skipped.iter().map(|(test, reason)| Skipped { test: test.clone(), reason: reason.clone() }).collect();
-    let refused = skips::refused(&skipped, host)?;
+    let refused = skips::refused(&skipped, &summary.skipped_specs, &summary.suites, host)?;
+    readme::write_counts(&summary.suites)?;
     eprintln!();
     for line in &summary.failures.lines {
         eprintln!("{line}");
+    }
+    for suite in &summary.suites {
+        eprintln!("{}: {} passed, {} failed, {} skipped", suite.suite, suite.passed, suite.failed, suite.skipped);
     }
     for skip in &skipped {
         eprintln!("skipped: {}: {}", skip.test, skip.reason);

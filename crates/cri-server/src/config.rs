@@ -34,6 +34,9 @@ pub struct Config {
     /// Directory of CNI plugins.
     #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
     pub cni_bin_dir: Utf8PathBuf,
+    /// Directory of containerd's `hosts.toml` files: DIR/REGISTRY/hosts.toml names mirrors, headers and paths.
+    #[arg(long, value_name = "DIR")]
+    pub registry_config_path: Option<Utf8PathBuf>,
     /// The shim's executable [default: containerd-shim-coracle-v2 beside this executable, else in PATH].
     #[arg(long, value_name = "PATH")]
     pub shim: Option<Utf8PathBuf>,
@@ -65,6 +68,9 @@ impl Config {
         absolute("--address", &self.address)?;
         absolute("--cni-conf-dir", &self.cni_conf_dir)?;
         absolute("--cni-bin-dir", &self.cni_bin_dir)?;
+        if let Some(dir) = &self.registry_config_path {
+            absolute("--registry-config-path", dir)?;
+        }
         if let Some(runtime) = &self.runtime_binary {
             absolute("--runtime-binary", runtime)?;
         }

@@ -211,9 +211,15 @@ async fn open(config: Config, shim: camino::Utf8PathBuf, stream_url: String, can
     };
     network_config.validate().map_err(bad("--bridge"))?;
     fs::create_dir_all(&config.root).map_err(Error::io("make directory", &config.root))?;
-    let store = image_store::ImageStore::open(config.root.as_std_path(), image_store::Options::default())
-        .await
-        .map_err(|source| Error::Image { act: "open", object: config.root.to_string(), source: Box::new(source) })?;
+    let options = image_store::Options {
+        hosts_dir: config.registry_config_path.clone().map(camino::Utf8PathBuf::into_std_path_buf),
+        ..image_store::Options::default()
+    };
+    let store = image_store::ImageStore::open(config.root.as_std_path(), options).await.map_err(|source| Error::Image {
+        act: "open",
+        object: config.root.to_string(),
+        source: Box::new(source),
+    })?;
     let network = tokio::task::spawn_blocking(move || network::Network::open(network_config))
         .await
         .map_err(|_| Error::ShuttingDown)?

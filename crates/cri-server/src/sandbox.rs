@@ -267,11 +267,10 @@ impl Server {
     pub async fn unmake_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<()> {
         let mut errors = Vec::new();
         errors.extend(self.end_shim(sandbox).await.err());
-        errors.extend(self.release_network(sandbox).await.err());
+        if !sandbox.is_released() {
+            errors.extend(self.release(sandbox).await.err());
+        }
         let dir = sandbox.dir.clone();
-        let shm = (!is_host_ipc(&sandbox.config)).then(|| dir.join("shm"));
-        let unmounted = self.blocking(move || shm.as_deref().map_or(Ok(()), host::unmount)).await;
-        errors.extend(unmounted.err());
         if let Some(error) = errors.into_iter().next() {
             return Err(error);
         }
@@ -297,13 +296,7 @@ impl Server {
         let id = &sandbox.id;
         let mut is_clean = false;
         if let Some(shim) = sandbox.shim() {
-            let stopped = shim.stop_sandbox(id, STOP_GRACE).await;
-            if let Err(error) = stopped
-                && !error.is_not_found()
-                && !error.is_closed()
-            {
-                tracing::warn!(sandbox_id = id, %error, "failed to stop the sandbox in its shim");
-            }
+            // It ends the pod's own process too.
             shim.shutdown_sandbox(id).await.map_err(Error::shim("shut down the shim of", id))?;
             is_clean = tokio::time::timeout(SHIM_EXIT, shim.closed()).await.is_ok();
         }
@@ -349,34 +342,48 @@ impl Server {
         let containers = self.registry(|registry| registry.containers_of(&sandbox.id));
         let stops = containers.iter().map(|container| self.stop(container, Duration::ZERO));
         let mut errors: Vec<Error> = futures::future::join_all(stops).await.into_iter().filter_map(Result::err).collect();
+        if sandbox.is_released() {
+            return errors.into_iter().next().map_or(Ok(()), Err);
+        }
         let was_ready = sandbox.is_ready();
         // From here on no container can be started in it.
         sandbox.change(|facts| facts.phase = SandboxPhase::NotReady);
-        if let Some(shim) = sandbox.shim().filter(|_| was_ready) {
-            match shim.stop_sandbox(&sandbox.id, STOP_GRACE).await {
-                Err(error) if !error.is_not_found() && !error.is_closed() => {
-                    errors.push(Error::Shim { act: "stop sandbox", id: sandbox.id.clone(), source: error });
-                }
-                _ => {}
-            }
-        }
-        if sandbox.shim().is_none() && was_ready {
-            errors.extend(self.delete_leftovers(sandbox).await.err());
-        }
-        errors.extend(self.release_network(sandbox).await.err());
-        if !is_host_ipc(&sandbox.config) {
-            let shm = sandbox.dir.join("shm");
-            errors.extend(self.blocking(move || host::unmount(&shm)).await.err());
-        }
+        // Neither needs the other: no process of a container is left.
+        let (ended, released) = tokio::join!(self.stop_in_shim(sandbox, was_ready), self.release(sandbox));
+        errors.extend(ended.err().into_iter().chain(released.err()));
         sandbox.change(|facts| {
             facts.ips.clear();
-            facts.pid = 0;
+            if errors.is_empty() {
+                facts.pid = 0;
+            }
         });
         errors.extend(self.save_sandbox(sandbox).err());
         if was_ready {
             self.emit(ContainerEventType::ContainerStoppedEvent, &sandbox.id, &sandbox.id);
         }
         errors.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Ends the pod's own process, if it has one; without a shim, whatever was left.
+    async fn stop_in_shim(self: &Arc<Self>, sandbox: &Arc<Sandbox>, was_ready: bool) -> Result<()> {
+        if !was_ready {
+            return Ok(());
+        }
+        let Some(shim) = sandbox.shim() else { return self.delete_leftovers(sandbox).await };
+        match shim.stop_sandbox(&sandbox.id, STOP_GRACE).await {
+            Err(error) if !error.is_not_found() && !error.is_closed() => {
+                Err(Error::Shim { act: "stop sandbox", id: sandbox.id.clone(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives back the network and `/dev/shm`.
+    async fn release(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<()> {
+        let released = self.release_network(sandbox).await;
+        let shm = (!is_host_ipc(&sandbox.config)).then(|| sandbox.dir.join("shm"));
+        let unmounted = self.blocking(move || shm.as_deref().map_or(Ok(()), host::unmount)).await;
+        released.and(unmounted)
     }
 
     /// Removes a sandbox with its containers, ending them first. An id that is not known is as good as removed.
@@ -388,19 +395,35 @@ impl Server {
         let server = Arc::clone(self);
         self.finish(async move {
             let _one = server.locks.acquire(&sandbox.id).await;
+            // A removal that was under way has done it.
+            if server.registry(|registry| registry.sandbox(&sandbox.id)).is_err() {
+                return Ok(());
+            }
             server.stop_sandbox(&sandbox).await?;
             // Not ready by now: no container is made in it any more, and the last one is in the table.
             drop(server.locks.acquire(&creation_key(&sandbox.id)).await);
-            for container in server.registry(|registry| registry.containers_of(&sandbox.id)) {
-                server.remove(&container).await?;
-            }
-            server.unmake_sandbox(&sandbox).await?;
+            server.remove_stopped(&sandbox).await?;
             server.emit(ContainerEventType::ContainerDeletedEvent, &sandbox.id, &sandbox.id);
             server.registry(|registry| registry.remove(&sandbox.id));
             tracing::info!(sandbox_id = sandbox.id, pod = sandbox.name, "pod sandbox removed");
             Ok(())
         })
         .await
+    }
+
+    /// Removes the containers of a stopped sandbox, its shim and its files.
+    async fn remove_stopped(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<()> {
+        let containers = self.registry(|registry| registry.containers_of(&sandbox.id));
+        let removals = futures::future::try_join_all(containers.iter().map(|container| self.remove(container)));
+        if sandbox.shim().is_some() {
+            // A living shim reads nothing of a container that has ended.
+            let (removed, unmade) = tokio::join!(removals, self.unmake_sandbox(sandbox));
+            return removed.map(drop).and(unmade);
+        }
+        // What ends the leftovers of a dead shim finds them by the containers' bundles.
+        self.end_shim(sandbox).await?;
+        removals.await?;
+        self.unmake_sandbox(sandbox).await
     }
 
     /// Watches over the sandbox until it ends. A shim that died is started again where it can adopt what it left.

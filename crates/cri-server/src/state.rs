@@ -89,6 +89,12 @@ impl Sandbox {
         lock(&self.facts).phase == SandboxPhase::Ready
     }
 
+    /// Whether it was stopped to the end: nothing runs in it, and its network is given back.
+    pub fn is_released(&self) -> bool {
+        let facts = lock(&self.facts);
+        facts.phase == SandboxPhase::NotReady && facts.pid == 0
+    }
+
     /// The shim, if it is connected.
     pub fn shim(&self) -> Option<Arc<Shim>> {
         match &*self.link.borrow() {

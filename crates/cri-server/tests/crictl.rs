@@ -350,7 +350,10 @@ fn wrong_input_is_refused_and_leaves_nothing() {
         });
         let error = node.fails(&["start", &id]);
         assert!(error.contains("failed to"), "{error}");
-        assert_eq!(node.wait_for_state(&id, "CONTAINER_EXITED")["status"]["reason"], "StartError");
+        let status = node.wait_for_state(&id, "CONTAINER_EXITED")["status"].clone();
+        assert_eq!(status["reason"], "StartError");
+        let message = status["message"].as_str().unwrap_or_default();
+        assert_eq!(message.matches("OCI runtime create failed").count(), 1, "{message}");
         node.ok(&["rm", &id]);
         let left = node.dir.join("state/containers").read_dir_utf8().expect("listed").count();
         assert_eq!(left, 0);

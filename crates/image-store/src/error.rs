@@ -57,6 +57,9 @@ pub enum Error {
     /// TLS could not be set up.
     #[error("failed to set up TLS: {why}")]
     Tls { why: String },
+    /// A registry's configuration can't be used.
+    #[error("bad registry configuration {path}: {why}")]
+    Hosts { path: PathBuf, why: String },
     /// The caller gave up.
     #[error("pull of {reference} was cancelled")]
     Cancelled { reference: String },

@@ -30,7 +30,7 @@ struct Layer {
 
 /// Pulls `reference` and returns the id of the image.
 pub(crate) async fn pull(shared: &Arc<Shared>, reference: &Reference, auth: Option<Auth>) -> Result<String, Error> {
-    let repository = Repository::new(&shared.transport, &shared.options, reference, auth);
+    let repository = Repository::new(&shared.transport, &shared.options, reference, auth)?;
     let name = reference.to_string();
     let platform = &shared.options.platform;
     let top = repository.manifest(reference.manifest()).await?;

@@ -4,6 +4,7 @@
 //! WWW-Authenticate).
 
 mod challenge;
+mod hosts;
 mod transport;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 
 use challenge::Challenge;
+use hosts::Endpoint;
 pub(crate) use transport::Transport;
 
 use crate::error::Error;
@@ -35,7 +37,13 @@ pub(crate) struct Repository<'a> {
     options: &'a Options,
     reference: &'a Reference,
     auth: Option<Auth>,
-    /// The Authorization header that works at present.
+    /// Where it is asked for, in this order.
+    places: Vec<Place>,
+}
+
+/// An endpoint, and the Authorization header that works there at present.
+struct Place {
+    endpoint: Endpoint,
     authorization: Mutex<Option<String>>,
 }
 
@@ -51,9 +59,32 @@ pub(crate) struct Document {
     pub digest: Digest,
 }
 
+/// What is asked of one endpoint.
+struct Asked<'a> {
+    uri: &'a str,
+    headers: &'a [(String, String)],
+    /// The first byte that is wanted.
+    start: u64,
+    /// For errors.
+    object: &'a str,
+}
+
+impl Place {
+    fn authorization(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        // A string is replaced whole: nothing can be half done by a thread that panicked.
+        self.authorization.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
 impl<'a> Repository<'a> {
-    pub fn new(transport: &'a Transport, options: &'a Options, reference: &'a Reference, auth: Option<Auth>) -> Self {
-        Self { transport, options, reference, auth, authorization: Mutex::new(None) }
+    /// The repository of a reference, behind the endpoints that are configured for its registry.
+    ///
+    /// # Errors
+    /// [`Error::Hosts`].
+    pub fn new(transport: &'a Transport, options: &'a Options, reference: &'a Reference, auth: Option<Auth>) -> Result<Self, Error> {
+        let endpoints = hosts::endpoints(options.hosts_dir.as_deref(), reference)?;
+        let places = endpoints.into_iter().map(|endpoint| Place { endpoint, authorization: Mutex::new(None) }).collect();
+        Ok(Self { transport, options, reference, auth, places })
     }
 
     /// Fetches a manifest by tag or digest; a digest is checked.
@@ -123,17 +154,35 @@ impl<'a> Repository<'a> {
         }
     }
 
-    /// GET below `/v2/NAME/`, authenticated and redirected as the registry wants it; a success or an error that says why not.
+    /// GET below `/v2/NAME/` of the first endpoint that has it; a success, or the last one's error.
     async fn get(&self, path: &str, start: u64, object: &str) -> Result<(StatusCode, HeaderMap, Incoming), Error> {
-        let host = self.reference.registry_host();
-        let scheme = if transport::is_loopback(host) { "http" } else { "https" };
-        let uri = format!("{scheme}://{host}/v2/{}/{path}", self.reference.path);
-        let present = self.authorization().clone();
+        // A tag is a name; what is asked for by digest is checked, wherever it comes from.
+        let resolves = path.strip_prefix("manifests/").is_some_and(|by| Digest::parse(by).is_none());
+        let mut last = None;
+        for place in self.places.iter().filter(|place| if resolves { place.endpoint.resolves } else { place.endpoint.pulls }) {
+            match self.get_from(place, path, start, object).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    tracing::debug!(endpoint = place.endpoint.base, %error, "an endpoint does not serve");
+                    last = Some(error);
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| denied(object, "no endpoint in hosts.toml has the capability")))
+    }
+
+    /// GET from one endpoint, authenticated and redirected as it wants it.
+    async fn get_from(&self, place: &Place, path: &str, start: u64, object: &str) -> Result<(StatusCode, HeaderMap, Incoming), Error> {
+        let endpoint = &place.endpoint;
+        let query = endpoint.stands_for.as_ref().map(|registry| format!("?ns={}", encode(registry))).unwrap_or_default();
+        let uri = format!("{}/{}/{path}{query}", endpoint.base, self.reference.path);
+        let present = place.authorization().clone();
         let present = match (&self.auth, present) {
             (Some(Auth::RegistryToken(token)), None) => Some(format!("Bearer {token}")),
             (_, present) => present,
         };
-        let answer = self.follow(&uri, present.clone(), start, object).await?;
+        let asked = Asked { uri: &uri, headers: &endpoint.headers, start, object };
+        let answer = self.follow(&asked, present.clone()).await?;
         if answer.0 != StatusCode::UNAUTHORIZED {
             return check_status(answer, object);
         }
@@ -142,23 +191,14 @@ impl<'a> Repository<'a> {
         if present.as_ref() == Some(&authorization) {
             return Err(denied(object, "credentials are refused"));
         }
-        *self.authorization() = Some(authorization.clone());
-        check_status(self.follow(&uri, Some(authorization), start, object).await?, object)
+        *place.authorization() = Some(authorization.clone());
+        check_status(self.follow(&asked, Some(authorization)).await?, object)
     }
 
-    fn authorization(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        // A string is replaced whole: nothing can be half done by a thread that panicked.
-        self.authorization.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    async fn follow(
-        &self,
-        uri: &str,
-        authorization: Option<String>,
-        start: u64,
-        object: &str,
-    ) -> Result<(StatusCode, HeaderMap, Incoming), Error> {
-        let first: Uri = uri.parse().map_err(|_| Error::BadAnswer { object: object.to_owned(), why: format!("{uri} is no URL") })?;
+    async fn follow(&self, asked: &Asked<'_>, authorization: Option<String>) -> Result<(StatusCode, HeaderMap, Incoming), Error> {
+        let Asked { start, object, .. } = *asked;
+        let first: Uri =
+            asked.uri.parse().map_err(|_| Error::BadAnswer { object: object.to_owned(), why: format!("{} is no URL", asked.uri) })?;
         let mut uri = first.clone();
         let accept = if uri.path().contains("/manifests/") { ACCEPT } else { "*/*" };
         for _ in 0..=REDIRECTS_MAX {
@@ -167,6 +207,9 @@ impl<'a> Repository<'a> {
             let mut request = http::Request::builder().method(Method::GET).uri(&uri).header("accept", accept);
             if let Some(authorization) = authorization.as_ref().filter(|_| own) {
                 request = request.header("authorization", authorization);
+            }
+            for (name, value) in asked.headers.iter().filter(|_| own) {
+                request = request.header(name, value);
             }
             if start > 0 {
                 request = request.header("range", format!("bytes={start}-"));

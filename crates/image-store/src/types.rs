@@ -25,6 +25,8 @@ pub struct Options {
     pub retry_pause: Duration,
     /// A PEM file of certificate authorities beside the built-in ones; the system's bundle by default, if there is one.
     pub ca_file: Option<PathBuf>,
+    /// Directory of containerd's `hosts.toml` files, one folder per registry; read at each pull.
+    pub hosts_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -40,6 +42,7 @@ impl Default for Options {
             retries_max: 5,
             retry_pause: Duration::from_millis(250),
             ca_file: bundle.exists().then_some(bundle),
+            hosts_dir: None,
         }
     }
 }

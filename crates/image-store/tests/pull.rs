@@ -649,3 +649,31 @@ async fn a_pull_that_is_killed_anywhere_is_begun_again() {
     let store = open(root).await;
     assert_eq!(pull(&store, &reference).await.unwrap().id, image.id());
 }
+
+#[test]
+fn mirrors_are_asked_before_the_registry() {
+    on_own_host("mirrors_are_asked_before_the_registry", |dir| async move {
+        let (first, second) = (Registry::start().unwrap(), Registry::start().unwrap());
+        let image = ImageSpec::new().layer([Entry::file("a", noise(5000))]).build();
+        second.add("some/where", "1", &image);
+        let folder = dir.join("hosts/registry.invalid");
+        std::fs::create_dir_all(&folder).unwrap();
+        let hosts = format!(
+            "server = 'http://127.0.0.1:1'\n[host.'http://{}']\n[host.'http://{}'.header]\nx-mirror = 'yes'\n",
+            first.address(),
+            second.address()
+        );
+        std::fs::write(folder.join("hosts.toml"), hosts).unwrap();
+        let options = Options { hosts_dir: Some(dir.join("hosts")), ..options() };
+        let store = ImageStore::open(&dir.join("store"), options).await.unwrap();
+        let pulled = pull(&store, "registry.invalid/some/where:1").await.unwrap();
+        assert_eq!(pulled.repo_tags, ["registry.invalid/some/where:1"]);
+        assert_eq!((first.count("/v2/some/where/manifests/1"), second.count("/v2/some/where/manifests/1")), (1, 1));
+        // Neither mirror has it: the error is the last endpoint's.
+        let error = pull(&store, "registry.invalid/some/where:2").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        std::fs::write(folder.join("hosts.toml"), "skip_verify = true\n").unwrap();
+        let error = pull(&store, "registry.invalid/some/where:1").await.unwrap_err();
+        assert!(error.to_string().contains("skip_verify") && error.to_string().contains("hosts.toml"), "{error}");
+    });
+}

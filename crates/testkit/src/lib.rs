@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod critest;
 pub mod host;
 pub mod image;
 pub mod registry;

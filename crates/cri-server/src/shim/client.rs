@@ -20,9 +20,9 @@ const WRITES_MAX: usize = 64;
 /// A call that has no answer, or an error as its answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
-    /// The other side answered with a status.
-    #[error("{method}: {source}")]
-    Rpc { method: &'static str, source: RpcError },
+    /// The other side answered with a status, which is the error's own text and no cause of it.
+    #[error("{method}: {status}")]
+    Rpc { method: &'static str, status: RpcError },
     /// The connection ended before the answer.
     #[error("{method}: the connection to the shim is closed")]
     Closed { method: &'static str },
@@ -38,7 +38,7 @@ impl CallError {
     /// The gRPC code.
     pub fn code(&self) -> tonic::Code {
         match self {
-            Self::Rpc { source, .. } => tonic::Code::from_i32(source.code),
+            Self::Rpc { status, .. } => tonic::Code::from_i32(status.code),
             Self::Closed { .. } => tonic::Code::Unavailable,
             Self::Deadline { .. } => tonic::Code::DeadlineExceeded,
             Self::Protocol { .. } => tonic::Code::Internal,
@@ -47,12 +47,12 @@ impl CallError {
 
     /// Whether the other side knows no such process.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::Rpc { source, .. } if source.code == code::NOT_FOUND)
+        matches!(self, Self::Rpc { status, .. } if status.code == code::NOT_FOUND)
     }
 
     /// Whether the other side has no such method.
     pub fn is_unimplemented(&self) -> bool {
-        matches!(self, Self::Rpc { source, .. } if source.code == code::UNIMPLEMENTED)
+        matches!(self, Self::Rpc { status, .. } if status.code == code::UNIMPLEMENTED)
     }
 
     /// Whether the connection is gone.
@@ -136,7 +136,7 @@ impl Client {
                 tokio::time::timeout(timeout, exchange).await.map_err(|_| CallError::Deadline { method, seconds: timeout.as_secs() })??
             }
         };
-        let payload = payload.map_err(|source| CallError::Rpc { method, source })?;
+        let payload = payload.map_err(|status| CallError::Rpc { method, status })?;
         A::decode(payload.as_slice()).map_err(|error| CallError::Protocol { method, reason: error.to_string() })
     }
 
