@@ -8,6 +8,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if enabled("CRI") {
         compile_cri()?;
     }
+    if enabled("ETCD") {
+        compile_etcd()?;
+    }
     if enabled("SHIM") {
         compile_shim()?;
     }
@@ -31,6 +34,14 @@ fn compile_cri() -> Result<(), Box<dyn Error>> {
     let root = proto_root("cri");
     let files = protox::compile(["cri/api.proto"], [&root])?;
     tonic_prost_build::configure().compile_fds(files)?;
+    Ok(())
+}
+
+/// Seam 2: etcd v3 with tonic's client; keys and values are shared slices.
+fn compile_etcd() -> Result<(), Box<dyn Error>> {
+    let root = proto_root("etcd");
+    let files = protox::compile(["etcd/rpc.proto"], [&root])?;
+    tonic_prost_build::configure().build_server(false).bytes(".").compile_fds(files)?;
     Ok(())
 }
 

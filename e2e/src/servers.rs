@@ -22,6 +22,8 @@ pub struct Server {
     client: Client,
     processes: Vec<Child>,
     keys: PathBuf,
+    /// The URL of its etcd.
+    etcd: Option<String>,
 }
 
 impl Drop for Server {
@@ -96,6 +98,15 @@ pub fn start_ours(folder: &Path) -> Result<Server> {
     Server::new("coracle", port, vec![process], folder)
 }
 
+/// Starts `coracle apiserver` on the etcd of another server, beside its keys.
+pub fn start_ours_on_etcd(folder: &Path, other: &Server) -> Result<Server> {
+    let (port, etcd) = (free_port()?, other.etcd.as_ref().context("the other server has no etcd")?);
+    let mut flags = vec!["apiserver".to_owned(), format!("--etcd-servers={etcd}"), "--etcd-prefix=/coracle".to_owned()];
+    flags.extend(common_flags(folder, port));
+    let process = spawn(folder, "coracle-on-etcd", &ours("coracle")?, &flags)?;
+    Server::new("coracle-on-etcd", port, vec![process], folder)
+}
+
 /// Starts etcd and kube-apiserver; `None` where they could not be built.
 pub fn start_real(folder: &Path) -> Result<Option<Server>> {
     let (Some(etcd), Some(apiserver)) = (peer("etcd"), peer("kube-apiserver")) else { return Ok(None) };
@@ -114,16 +125,19 @@ pub fn start_real(folder: &Path) -> Result<Option<Server>> {
         "--authorization-mode=Node,RBAC".to_owned(),
         "--enable-admission-plugins=NodeRestriction".to_owned(),
         "--endpoint-reconciler-type=none".to_owned(),
+        "--allow-privileged=true".to_owned(),
     ]);
     processes.push(spawn(folder, "kube-apiserver", &apiserver, &flags)?);
-    Server::new("kube-apiserver", port, processes, folder).map(Some)
+    let mut server = Server::new("kube-apiserver", port, processes, folder)?;
+    server.etcd = Some(format!("http://127.0.0.1:{client}"));
+    Ok(Some(server))
 }
 
 impl Server {
     fn new(name: &'static str, port: u16, processes: Vec<Child>, keys: &Path) -> Result<Server> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let client = Client::new(address, keys)?;
-        Server { name, address, client, processes, keys: keys.to_owned() }.wait()
+        Server { name, address, client, processes, keys: keys.to_owned(), etcd: None }.wait()
     }
 
     fn wait(mut self) -> Result<Server> {

@@ -203,6 +203,9 @@ fn peers(host: &mut Host) -> Result<PathBuf> {
         keep(host, &directory, peer.program, peer.version, build);
     }
     keep(host, &directory, "etcd", ETCD, etcd);
+    if host.apt {
+        keep(host, &directory, "etcd-debian", "etcd-server", debian_etcd);
+    }
     for program in ["kubectl", "kube-apiserver"] {
         keep(host, &directory, program, KUBERNETES, |to| kubernetes(program, to));
     }
@@ -249,6 +252,23 @@ fn go_build(step: &str, directory: &Path, arguments: &[&str], to: &Path, package
 fn etcd(to: &Path) -> Result<()> {
     let directory = scratch("etcd", &format!("require go.etcd.io/etcd/server/v3 {ETCD}\n"))?;
     go_build(&format!("build etcd {ETCD}"), &directory, &["build", "-ldflags", "-s -w"], to, "go.etcd.io/etcd/server/v3")
+}
+
+/// Debian's etcd, an old one: taken out of its package, for to install it would start it.
+fn debian_etcd(to: &Path) -> Result<()> {
+    let directory = cache().join("debian");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
+    sh::run("apt-get update", Command::new("apt-get").args(["update", "-qq"]))?;
+    // Without the sandbox user, who could not write here.
+    let mut download = Command::new("apt-get");
+    download.args(["-o", "APT::Sandbox::User=root", "-qq", "download", "etcd-server"]).current_dir(&directory);
+    sh::run("apt-get download etcd-server", &mut download)?;
+    let packages = fs::read_dir(&directory).context("failed to list the download")?;
+    let package = packages.filter_map(|entry| Some(entry.ok()?.path())).next().context("apt-get left no package")?;
+    sh::run("dpkg -x", Command::new("dpkg").arg("-x").arg(&package).arg(directory.join("root")))?;
+    fs::copy(directory.join("root/usr/bin/etcd"), to).context("failed to copy etcd")?;
+    Ok(())
 }
 
 fn kubernetes(program: &str, to: &Path) -> Result<()> {

@@ -118,13 +118,16 @@ fn not_registered(found: &Gvk) -> String {
 
 /// Gives the value the wanted apiVersion and kind where it has none, and says what it is.
 fn adopt_kind(value: &mut Value, body: &[u8], wanted: &Gvk) -> Result<Gvk, Status> {
+    // Go takes null for an object in which nothing is set.
+    if value.is_null() {
+        *value = Value::Object(serde_json::Map::new());
+    }
     let Value::Object(map) = value else {
         let found = match value {
             Value::Array(_) => "array",
             Value::String(_) => "string",
             Value::Number(_) => "number",
-            Value::Bool(_) => "bool",
-            _ => "null",
+            _ => "bool",
         };
         let why = format!(
             "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \

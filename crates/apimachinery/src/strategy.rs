@@ -75,6 +75,24 @@ fn drop_disabled(object: &mut Value) {
     }
 }
 
+/// Topology keys of a slice are of an API version that is gone (`pkg/registry/discovery/endpointslice/strategy.go`,
+/// `dropTopologyOnV1`).
+fn drop_topology(object: &mut Value) {
+    for endpoint in object.get_mut("endpoints").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Value::Object(endpoint) = endpoint {
+            endpoint.remove("deprecatedTopology");
+        }
+    }
+}
+
+/// Fields of coordinated leader election, a gate that is off by default (`pkg/registry/coordination/lease/strategy.go`).
+fn drop_election(object: &mut Value) {
+    if let Some(Value::Object(spec)) = object.get_mut("spec") {
+        spec.remove("strategy");
+        spec.remove("preferredHolder");
+    }
+}
+
 /// Prepares an object for its creation. Defaults must be set already.
 pub fn prepare_create(kind: &KindFacts, object: &mut Value) {
     drop_disabled(object);
@@ -94,7 +112,12 @@ pub fn prepare_create(kind: &KindFacts, object: &mut Value) {
             reset_status(kind, object);
             set_generation(object, 1);
         }
-        ("discovery.k8s.io", "EndpointSlice") | ("scheduling.k8s.io", "PriorityClass") => set_generation(object, 1),
+        ("discovery.k8s.io", "EndpointSlice") => {
+            set_generation(object, 1);
+            drop_topology(object);
+        }
+        ("scheduling.k8s.io", "PriorityClass") => set_generation(object, 1),
+        ("coordination.k8s.io", "Lease") => drop_election(object),
         ("", "ServiceAccount") => clean_secrets(object),
         _ => {}
     }
@@ -219,17 +242,33 @@ pub fn prepare_finalize(object: &mut Value, old: &Value) {
 pub fn warnings_create(kind: &KindFacts, object: &Value) -> Vec<String> {
     let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("");
     let errors = crate::formats::dns1123_label(name);
-    let place = match name_of(kind) {
-        ("", "Pod") => "the Pod's hostname",
-        ("apps", "Deployment" | "ReplicaSet") => "Pod names and hostnames",
+    let (place, spec, path) = match name_of(kind) {
+        ("", "Pod") => ("the Pod's hostname", object.get("spec"), "spec"),
+        ("apps", "Deployment" | "ReplicaSet") => ("Pod names and hostnames", object.pointer("/spec/template/spec"), "spec.template.spec"),
         _ => return Vec::new(),
     };
-    if errors.is_empty() {
-        return Vec::new();
+    let mut warnings = Vec::new();
+    if !errors.is_empty() {
+        let list = errors.join(" ");
+        let text = "which can result in surprising behavior; a DNS label is recommended";
+        warnings.push(format!("metadata.name: this is used in {place}, {text}: [{list}]"));
     }
-    let list = errors.join(" ");
-    let text = "which can result in surprising behavior; a DNS label is recommended";
-    vec![format!("metadata.name: this is used in {place}, {text}: [{list}]")]
+    warnings.extend(spec.map(|spec| pod_warnings(spec, path)).unwrap_or_default());
+    warnings
+}
+
+/// What is taken of a pod's spec but means nothing good (`pkg/api/pod/warnings.go`).
+fn pod_warnings(spec: &Value, path: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (index, secret) in spec.get("imagePullSecrets").and_then(Value::as_array).into_iter().flatten().enumerate() {
+        if secret.get("name").and_then(Value::as_str).unwrap_or("").is_empty() {
+            warnings.push(format!("{path}.imagePullSecrets[{index}].name: invalid empty name \"\""));
+        }
+    }
+    if spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64).is_some_and(|seconds| seconds < 0) {
+        warnings.push(format!("{path}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"));
+    }
+    warnings
 }
 
 #[cfg(test)]

@@ -27,8 +27,8 @@ use crate::resources::Storage;
 const RING_EVENTS_MAX: usize = 2048;
 /// Bytes of objects that the changes of one keyspace may hold.
 const RING_BYTES_MAX: usize = 4 << 20;
-/// Everything of ours in the store.
-pub const ROOT: &str = "/registry/";
+/// Keys that one step of the first reading brings.
+const LOAD_CHUNK: i64 = 2000;
 
 /// One version of an object.
 #[derive(Debug)]
@@ -183,6 +183,8 @@ struct State {
 
 /// The cache of all keyspaces.
 pub struct Cache {
+    /// Everything of ours in the store.
+    root: String,
     state: RwLock<State>,
     applied: tokio::sync::watch::Sender<i64>,
 }
@@ -230,8 +232,8 @@ pub struct Snapshot {
 }
 
 impl Cache {
-    /// An empty cache of these keyspaces.
-    pub fn new(storages: &[Storage]) -> Self {
+    /// An empty cache of these keyspaces below `root`.
+    pub fn new(root: &str, storages: &[Storage]) -> Self {
         let keyspace = |storage: &Storage| Keyspace {
             prefix: storage.prefix.clone(),
             objects: BTreeMap::new(),
@@ -242,7 +244,7 @@ impl Cache {
             signal: Arc::new(tokio::sync::watch::Sender::new(0)),
         };
         let state = State { revision: 0, keyspaces: storages.iter().map(keyspace).collect(), generation: 0 };
-        Self { state: RwLock::new(state), applied: tokio::sync::watch::Sender::new(0) }
+        Self { root: root.to_owned(), state: RwLock::new(state), applied: tokio::sync::watch::Sender::new(0) }
     }
 
     // Nothing panics while it holds the lock halfway through a change that readers could see.
@@ -332,12 +334,27 @@ impl Cache {
     }
 
     async fn follow(&self, store: &dyn Store, changed: &impl Fn(usize), ready: &impl Fn()) -> Result<(), store::Error> {
-        let all = store.range(RangeRequest::prefix(ROOT)).await?;
-        let revision = all.revision;
-        self.load(all.kvs, revision);
+        let range = RangeRequest::prefix(self.root.clone());
+        let mut page = RangeRequest { limit: LOAD_CHUNK, ..range.clone() };
+        let (mut all, mut revision) = (Vec::new(), 0);
+        loop {
+            let answer = store.range(page.clone()).await?;
+            // Every further page is of the first one's revision.
+            if revision == 0 {
+                revision = answer.revision;
+                page.revision = revision;
+            }
+            if let (true, Some(last)) = (answer.more, answer.kvs.last()) {
+                page.key = [&last.key[..], b"\0"].concat().into();
+            }
+            all.extend(answer.kvs);
+            if !answer.more {
+                break;
+            }
+        }
+        self.load(all, revision);
         (0..self.read().keyspaces.len()).for_each(changed);
         ready();
-        let range = RangeRequest::prefix(ROOT);
         let request = WatchRequest {
             key: range.key,
             range_end: range.range_end,
@@ -438,7 +455,7 @@ mod tests {
     fn cache() -> (Cache, usize) {
         let resources = Resources::default();
         let keyspace = resources.storage_of("configmaps").expect("served");
-        (Cache::new(resources.storages()), keyspace)
+        (Cache::new(resources.root(), resources.storages()), keyspace)
     }
 
     #[test]

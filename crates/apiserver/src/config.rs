@@ -67,9 +67,27 @@ pub struct Config {
     /// Longest time of a request that is no stream.
     #[arg(long, default_value = "1m", value_parser = duration)]
     pub request_timeout: Duration,
-    /// Directory of the embedded store.
+    /// Directory of the embedded store; not used with --etcd-servers.
     #[arg(long, default_value = "/var/lib/coracle/apiserver")]
     pub data_dir: PathBuf,
+    /// The members of a real etcd in place of the embedded store, comma-separated URLs.
+    #[arg(long, value_delimiter = ',')]
+    pub etcd_servers: Vec<String>,
+    /// Certificate authority of etcd's members, PEM.
+    #[arg(long, requires = "etcd_servers")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// Client certificate towards etcd, PEM.
+    #[arg(long, requires = "etcd_servers", requires = "etcd_keyfile")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// Key of the client certificate towards etcd, PEM.
+    #[arg(long, requires = "etcd_servers", requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// What the keys of all objects begin with.
+    #[arg(long, default_value = "/registry", value_parser = prefix)]
+    pub etcd_prefix: String,
+    /// How often the history older than that is compacted in a real etcd, e.g. `5m`; `0` leaves it to others.
+    #[arg(long, default_value = "5m", value_parser = duration_or_never)]
+    pub etcd_compaction_interval: Duration,
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
@@ -81,6 +99,15 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
 
 fn places(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|places| (1..=100_000).contains(places)).ok_or_else(|| format!("{text:?} is no number from 1 to 100000"))
+}
+
+fn prefix(text: &str) -> Result<String, String> {
+    let trimmed = text.trim_matches('/');
+    if trimmed.is_empty() { Err(format!("{text:?} is no prefix such as /registry")) } else { Ok(format!("/{trimmed}")) }
+}
+
+fn duration_or_never(text: &str) -> Result<Duration, String> {
+    if matches!(text, "0" | "0s") { Ok(Duration::ZERO) } else { duration(text) }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -120,6 +147,8 @@ mod tests {
     fn values() {
         assert_eq!(duration("90m"), Ok(Duration::from_secs(5400)));
         assert!(duration("1d").is_err() && duration("h").is_err() && duration("0s").is_err());
+        assert_eq!((prefix("registry/"), duration_or_never("0s")), (Ok("/registry".to_owned()), Ok(Duration::ZERO)));
+        assert!(prefix("/").is_err() && duration_or_never("x").is_err());
         assert_eq!(port_range("30000-30010"), Ok(30000..=30010));
         assert!(port_range("5-4").is_err() && port_range("x").is_err());
     }

@@ -21,7 +21,8 @@ pub mod authz;
 pub mod bootstrap;
 mod cache;
 mod cluster_ip;
-pub mod config;
+pub mod compaction;
+mod config;
 mod delete;
 mod discovery;
 mod escalation;
@@ -52,7 +53,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use apimachinery::status::Status;
-use store::Embedded;
+use store::{Embedded, Etcd, EtcdConfig, Store};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -94,6 +95,9 @@ pub enum Error {
         #[source]
         source: store::Error,
     },
+    /// A real etcd.
+    #[error("--etcd-servers")]
+    Etcd(#[source] store::Error),
     /// The address is taken or not ours.
     #[error("failed to listen on {address}")]
     Listen {
@@ -123,19 +127,64 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
     let address = SocketAddr::new(config.bind_address, config.secure_port);
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
     let port = listener.local_addr().map_err(|source| Error::Listen { address, source })?.port();
-    let path = config.data_dir.clone();
-    let opened = tokio::task::spawn_blocking(move || Embedded::open(path, store::Options::default())).await;
-    let opened = opened.unwrap_or(Err(store::Error::Closed));
-    let store = Arc::new(opened.map_err(|source| Error::Store { path: config.data_dir.clone(), source })?);
+    let opened = Opened::open(&config, &cancel).await?;
     let closing = CancellationToken::new();
-    let api = Arc::new(build(&config, parts, store.clone(), port, closing.clone()));
+    let api = Arc::new(build(&config, parts, opened.store(), port, closing.clone()));
     let place = startup::Place { address: config.advertised(), port, cluster_ip: config.service_cluster_ip_range.first(), client_ca };
     let outcome = serve(&api, listener, TlsAcceptor::from(Arc::new(tls)), &place, &cancel).await;
     drop(api);
-    if let Some(store) = Arc::into_inner(store) {
-        store.close().await;
-    }
+    opened.close().await;
     outcome
+}
+
+/// The store that the flags name.
+enum Opened {
+    Embedded(Arc<Embedded>),
+    Etcd { store: Arc<Etcd>, compaction: tokio::task::JoinHandle<()> },
+}
+
+impl Opened {
+    async fn open(config: &Config, cancel: &CancellationToken) -> Result<Self, Error> {
+        if config.etcd_servers.is_empty() {
+            let path = config.data_dir.clone();
+            let opened = tokio::task::spawn_blocking(move || Embedded::open(path, store::Options::default())).await;
+            let opened = opened.unwrap_or(Err(store::Error::Closed));
+            let store = opened.map_err(|source| Error::Store { path: config.data_dir.clone(), source })?;
+            return Ok(Self::Embedded(Arc::new(store)));
+        }
+        let optional = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
+        let identity = optional(&config.etcd_certfile)?.zip(optional(&config.etcd_keyfile)?);
+        let etcd = EtcdConfig { endpoints: config.etcd_servers.clone(), ca: optional(&config.etcd_cafile)?, identity };
+        let connected = tokio::select! {
+            connected = Etcd::connect(&etcd) => connected,
+            () = cancel.cancelled() => Err(store::Error::Closed),
+        };
+        let store = Arc::new(connected.map_err(Error::Etcd)?);
+        let compaction = tokio::spawn(compaction::run(store.clone(), config.etcd_compaction_interval, cancel.clone()));
+        Ok(Self::Etcd { store, compaction })
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Embedded(store) => store.clone(),
+            Self::Etcd { store, .. } => store.clone(),
+        }
+    }
+
+    async fn close(self) {
+        match self {
+            Self::Embedded(store) => {
+                if let Some(store) = Arc::into_inner(store) {
+                    store.close().await;
+                }
+            }
+            Self::Etcd { compaction, .. } => {
+                compaction.abort();
+                // Aborted: there is nothing to learn from it.
+                let _ = compaction.await;
+            }
+        }
+    }
 }
 
 /// What is read from files before anything is begun.
@@ -163,9 +212,9 @@ impl Parts {
     }
 }
 
-fn build(config: &Config, parts: Parts, store: Arc<Embedded>, port: u16, closing: CancellationToken) -> Api {
-    let resources = Arc::new(Resources::default());
-    let cache = Arc::new(Cache::new(resources.storages()));
+fn build(config: &Config, parts: Parts, store: Arc<dyn Store>, port: u16, closing: CancellationToken) -> Api {
+    let resources = Arc::new(Resources::new(&config.etcd_prefix));
+    let cache = Arc::new(Cache::new(resources.root(), resources.storages()));
     let lookup = Arc::new(CacheLookup { resources: resources.clone(), cache: cache.clone() });
     Api {
         resources,

@@ -73,6 +73,10 @@ pub fn resource_version(ctx: &Ctx<'_>) -> Result<Option<i64>, Status> {
 /// # Errors
 /// 504 with the cause that client-go knows.
 pub async fn wait_for(ctx: &Ctx<'_>, revision: i64) -> Result<(), Status> {
+    if ctx.api.cache.revision() < revision {
+        // An etcd is asked, so that it tells the cache of a revision that changed nothing of ours. If it fails, so does the wait.
+        let _ = ctx.api.store.revision().await;
+    }
     if ctx.api.cache.reached(revision, FRESHNESS_TIMEOUT).await {
         return Ok(());
     }

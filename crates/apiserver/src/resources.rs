@@ -42,6 +42,7 @@ impl Storage {
 /// All resources and their storages.
 #[derive(Debug)]
 pub struct Resources {
+    root: String,
     resources: HashMap<(&'static str, &'static str, &'static str), Resource>,
     storages: Vec<Storage>,
 }
@@ -58,10 +59,18 @@ fn keyspace(facts: &KindFacts) -> &str {
 
 impl Default for Resources {
     fn default() -> Self {
+        Self::new("/registry")
+    }
+}
+
+impl Resources {
+    /// All resources, their keys below `prefix` (`--etcd-prefix`).
+    pub fn new(prefix: &str) -> Self {
+        let root = format!("{prefix}/");
         let mut storages: Vec<Storage> = Vec::new();
         let mut resources = HashMap::new();
         for facts in kinds::all() {
-            let prefix = format!("/registry/{}/", keyspace(facts));
+            let prefix = format!("{root}{}/", keyspace(facts));
             let converted = facts.group == "events.k8s.io";
             let storage = facts.has_verb("list").then(|| {
                 storages.iter().position(|storage| storage.prefix == prefix).unwrap_or_else(|| {
@@ -73,11 +82,14 @@ impl Default for Resources {
             resources
                 .insert((facts.group.as_str(), facts.version.as_str(), facts.resource.as_str()), Resource { facts, storage, converted });
         }
-        Self { resources, storages }
+        Self { root, resources, storages }
     }
-}
 
-impl Resources {
+    /// What all keys begin with: `/registry/`.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
     /// The resource behind a path.
     pub fn get(&self, group: &str, version: &str, resource: &str) -> Option<&Resource> {
         kinds::by_resource(group, version, resource)

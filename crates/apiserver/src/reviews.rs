@@ -150,7 +150,10 @@ fn access_review(review: &Value, user: &User, context: &Context) -> Result<Value
         }
     };
     Ok(match context.authorizer.authorize(&attributes) {
-        Decision::Allow => json!({ "allowed": true }),
+        Decision::Allow => match context.authorizer.reason(&attributes) {
+            Some(reason) => json!({ "allowed": true, "reason": reason }),
+            None => json!({ "allowed": true }),
+        },
         Decision::NoOpinion(reason) if reason.is_empty() => json!({ "allowed": false }),
         Decision::NoOpinion(reason) => json!({ "allowed": false, "reason": reason }),
     })

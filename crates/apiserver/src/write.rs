@@ -139,7 +139,9 @@ fn invalid(ctx: &Ctx<'_>, object: &Value, errors: &[FieldError]) -> Result<(), S
     if errors.is_empty() {
         return Ok(());
     }
-    Err(Status::invalid(&ctx.resource.facts.group, &ctx.resource.facts.kind, object::name(object), errors))
+    // Upstream knows only one Event inside, that of the core group.
+    let group = if ctx.resource.converted { "" } else { ctx.resource.facts.group.as_str() };
+    Err(Status::invalid(group, &ctx.resource.facts.kind, object::name(object), errors))
 }
 
 /// POST of an object.
@@ -209,8 +211,6 @@ async fn create_once(ctx: &Ctx<'_>, mut object: Value, dry_run: bool, warnings: 
     defaulting::default(facts, &mut object);
     // No field is ignored in silence: what the system does not carry out is refused or warned of, before admission adds to it.
     let (refused, warned) = support::check(facts, &object);
-    invalid(ctx, &object, &refused)?;
-    warnings.extend(warned);
     let request = ctx.admission(Operation::Create, &name, None);
     admission::admit(&request, Some(&mut object))?;
     // Admission may have put in objects (volumes, probes) that have defaults of their own.
@@ -221,6 +221,9 @@ async fn create_once(ctx: &Ctx<'_>, mut object: Value, dry_run: bool, warnings: 
         return invalid(ctx, &object, &[FieldError::required("metadata.name", "name or generateName is required")])
             .and_then(|()| Err(Status::bad_request("invalid name")));
     }
+    // Said last: an object that is wrong in itself gets upstream's words for it.
+    invalid(ctx, &object, &refused)?;
+    warnings.extend(warned);
     admission::validate(&request, Some(&object))?;
     escalation::check(ctx, &object, None)?;
     warnings.extend(strategy::warnings_create(facts, &object));

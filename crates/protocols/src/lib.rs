@@ -1,9 +1,12 @@
-//! Generated messages of the wire seams (CRI, shim v2, Sandbox), a feature per seam.
+//! Generated messages of the wire seams (etcd, CRI, shim v2, Sandbox), a feature per seam.
 
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "cri")]
 pub mod cri;
+
+#[cfg(feature = "etcd")]
+pub mod etcd;
 
 #[cfg(feature = "shim")]
 pub mod shim;

@@ -108,6 +108,25 @@ pub enum Error {
         #[source]
         source: Arc<io::Error>,
     },
+    /// An etcd's address cannot be used.
+    #[error("etcd endpoint {endpoint:?}: {what}")]
+    Endpoint {
+        /// The URL.
+        endpoint: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A real etcd did not do it. After a write it is not known whether it was done.
+    #[error("failed to {act} etcd at {endpoint}")]
+    Etcd {
+        /// What was asked.
+        act: &'static str,
+        /// The member's URL.
+        endpoint: String,
+        /// What it answered.
+        #[source]
+        source: Arc<tonic::Status>,
+    },
     /// An earlier fsync failed, so what is on disk is not known; the store must be opened anew.
     #[error("the store {path} has stopped after a failed fsync; restart the program")]
     Failed {

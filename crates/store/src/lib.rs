@@ -1,7 +1,8 @@
 //! Revisions, ranges, transactions, watches, leases and compaction with etcd v3's semantics.
 //!
 //! The seam is the trait [`Store`]; its words are those of etcd's `rpc.proto` (KV, Watch, Lease). [`Embedded`] is the
-//! engine of a single server: one writer thread, group commit over an append-only log, reads from memory.
+//! engine of a single server: one writer thread, group commit over an append-only log, reads from memory. [`Etcd`] is a client of
+//! a real one.
 //!
 //! ```text
 //! txn ──> queue ──> writer: evaluate ─> one frame ─> fdatasync ─> publish ──> reply, reads, watches
@@ -12,10 +13,12 @@
 
 mod embedded;
 mod error;
+mod etcd;
 mod types;
 
 pub use embedded::{Embedded, Options};
 pub use error::Error;
+pub use etcd::{Etcd, EtcdConfig};
 pub use types::{
     Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, EventKind, KeyValue, LeaseInfo, Op, OpResponse, PutRequest,
     PutResponse, RangeRequest, RangeResponse, Txn, TxnResponse, WatchRequest, WatchResponse, prefix_end,

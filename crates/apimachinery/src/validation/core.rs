@@ -203,7 +203,7 @@ pub(super) fn event(errors: &mut Errors, event: &Value, kind: &KindFacts) {
     } else if namespace != metadata {
         errors.invalid(&place.child("namespace"), namespace, "does not match event.namespace");
     }
-    if get(event, "eventTime").is_some() || !core {
+    if get(event, "eventTime").is_some() {
         let reporter = text(event, reporter_key);
         let path = Path::new(reporter_name);
         if reporter.is_empty() {
@@ -225,6 +225,7 @@ pub(super) fn event(errors: &mut Errors, event: &Value, kind: &KindFacts) {
     if !core {
         if get(event, "eventTime").is_none() {
             errors.required(&Path::new("eventTime"), "");
+            return;
         }
         let value = text(event, "type");
         if !matches!(value, "Normal" | "Warning") {
@@ -283,6 +284,25 @@ pub(super) fn endpoint_slice(errors: &mut Errors, slice: &Value, old: Option<&Va
         }
         if let Some(name) = get(endpoint, "hostname").and_then(Value::as_str) {
             errors.all_invalid(&path.child("hostname"), name, formats::dns1123_label(name));
+        }
+        let hints = path.child("hints");
+        for (key, most) in [("forZones", 8), ("forNodes", 8)] {
+            let targets = get(endpoint, "hints").map_or(&[][..], |hints| list(hints, key));
+            let path = hints.child(key);
+            if targets.len() > most {
+                errors.push(crate::field_error::FieldError::too_many(&path, targets.len(), most));
+                continue;
+            }
+            let mut seen: Vec<&str> = Vec::new();
+            for (index, target) in targets.iter().enumerate() {
+                let (path, name) = (path.index(index), text(target, "name"));
+                let path = path.child("name");
+                errors.all_invalid(&path, name, formats::label_value(name));
+                if seen.contains(&name) {
+                    errors.duplicate(&path, name);
+                }
+                seen.push(name);
+            }
         }
     }
     endpoint_ports(errors, slice);

@@ -121,6 +121,11 @@ fn pod_spec(errors: &mut Errors, spec: &Value, is_pod: bool, path: &Path<'_>) {
     host_aliases(errors, spec, &path.child("hostAliases"));
     classes(errors, spec, path);
     operating_system(errors, spec, path);
+    if get(spec, "overhead").is_some() {
+        // Upstream checks the overhead as the limits of a container.
+        let limits = serde_json::json!({"limits": get(spec, "overhead")});
+        super::resources::requirements(errors, &limits, &[], &path.child("overhead"));
+    }
 }
 
 fn host_network(errors: &mut Errors, spec: &Value, is_pod: bool, path: &Path<'_>) {

@@ -80,6 +80,14 @@ impl Authorizer {
         }
     }
 
+    /// Why RBAC allows a request, for reviews.
+    pub fn reason(&self, attributes: &Attributes) -> Option<String> {
+        match node::authorize(attributes, &self.node_rules, self.lookup.as_ref()) {
+            Decision::Allow => None,
+            Decision::NoOpinion(_) => self.snapshot().reason(attributes),
+        }
+    }
+
     /// Decides.
     pub fn authorize(&self, attributes: &Attributes) -> Decision {
         let by_node = node::authorize(attributes, &self.node_rules, self.lookup.as_ref());

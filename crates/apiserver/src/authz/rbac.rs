@@ -19,10 +19,17 @@ pub struct Snapshot {
     namespaces: HashMap<String, Bindings>,
 }
 
-/// From a subject's key to the rules that its bindings give it.
+/// From a subject's key to what its bindings give it.
 #[derive(Default)]
 struct Bindings {
-    by_subject: HashMap<String, Vec<Arc<Vec<Value>>>>,
+    by_subject: HashMap<String, Vec<Grant>>,
+}
+
+/// What one binding gives to one subject.
+struct Grant {
+    rules: Arc<Vec<Value>>,
+    /// Binding, role and subject in upstream's words.
+    by: String,
 }
 
 impl Snapshot {
@@ -37,14 +44,14 @@ impl Snapshot {
         let mut snapshot = Snapshot { cluster: Bindings::default(), namespaces: HashMap::new() };
         for binding in lookup.list("clusterrolebindings", None) {
             if let Some(rules) = roles.get(&(String::new(), text(&binding, "/roleRef/name").to_owned())) {
-                snapshot.cluster.add(&binding, "", rules);
+                snapshot.cluster.add(&binding, "", "ClusterRoleBinding", rules);
             }
         }
         for binding in lookup.list("rolebindings", None) {
             let namespace = text(&binding, "/metadata/namespace").to_owned();
             let scope = if text(&binding, "/roleRef/kind") == "Role" { namespace.clone() } else { String::new() };
             if let Some(rules) = roles.get(&(scope, text(&binding, "/roleRef/name").to_owned())) {
-                snapshot.namespaces.entry(namespace.clone()).or_default().add(&binding, &namespace, rules);
+                snapshot.namespaces.entry(namespace.clone()).or_default().add(&binding, &namespace, "RoleBinding", rules);
             }
         }
         snapshot
@@ -55,12 +62,25 @@ impl Snapshot {
         attributes.user.is_in(MASTERS) || self.rules(attributes.user, attributes.namespace).any(|rule| allows(rule, attributes))
     }
 
+    /// The binding that allows the request, in the words of upstream's reviews; nothing for members of `system:masters`, whom none
+    /// is needed for.
+    pub fn reason(&self, attributes: &Attributes) -> Option<String> {
+        if attributes.user.is_in(MASTERS) {
+            return None;
+        }
+        let mut grants = self.grants(attributes.user, attributes.namespace);
+        grants.find(|grant| grant.rules.iter().any(|rule| allows(rule, attributes))).map(|grant| format!("RBAC: allowed by {}", grant.by))
+    }
+
+    fn grants<'a>(&'a self, user: &'a User, namespace: &'a str) -> impl Iterator<Item = &'a Grant> {
+        let own = (!namespace.is_empty()).then(|| self.namespaces.get(namespace)).flatten();
+        let bindings = [Some(&self.cluster), own].into_iter().flatten();
+        bindings.flat_map(move |bindings| subject_keys(user).filter_map(|key| bindings.by_subject.get(&key)).flatten())
+    }
+
     /// The rules that hold for a user in a namespace, those of the whole cluster included.
     pub fn rules<'a>(&'a self, user: &'a User, namespace: &'a str) -> impl Iterator<Item = &'a Value> {
-        let own = (!namespace.is_empty()).then(|| self.namespaces.get(namespace)).flatten();
-        [Some(&self.cluster), own].into_iter().flatten().flat_map(move |bindings| {
-            subject_keys(user).filter_map(|key| bindings.by_subject.get(&key)).flatten().flat_map(|rules| rules.iter())
-        })
+        self.grants(user, namespace).flat_map(|grant| grant.rules.iter())
     }
 
     /// The rules of `wanted` that the user does not hold already (upstream: `rbacregistryvalidation.ConfirmNoEscalation`).
@@ -74,19 +94,26 @@ impl Snapshot {
 }
 
 impl Bindings {
-    fn add(&mut self, binding: &Value, namespace: &str, rules: &Arc<Vec<Value>>) {
+    fn add(&mut self, binding: &Value, namespace: &str, kind: &str, rules: &Arc<Vec<Value>>) {
+        let own = text(binding, "/metadata/name");
+        let place = if namespace.is_empty() { own.to_owned() } else { format!("{own}/{namespace}") };
+        let role = format!("{} {:?}", text(binding, "/roleRef/kind"), text(binding, "/roleRef/name"));
         for subject in items(binding, "/subjects") {
             let name = text(subject, "/name");
+            let mut called = name.to_owned();
             let key = match text(subject, "/kind") {
                 "User" => format!("u:{name}"),
                 "Group" => format!("g:{name}"),
                 "ServiceAccount" => {
                     let own = text(subject, "/namespace");
-                    format!("u:system:serviceaccount:{}:{name}", if own.is_empty() { namespace } else { own })
+                    let own = if own.is_empty() { namespace } else { own };
+                    called = format!("{name}/{own}");
+                    format!("u:system:serviceaccount:{own}:{name}")
                 }
                 _ => continue,
             };
-            self.by_subject.entry(key).or_default().push(rules.clone());
+            let by = format!("{kind} {place:?} of {role} to {} {called:?}", text(subject, "/kind"));
+            self.by_subject.entry(key).or_default().push(Grant { rules: rules.clone(), by });
         }
     }
 }
@@ -254,6 +281,10 @@ mod tests {
         let path = Attributes { path: "/healthz/etcd", is_resource: false, ..asks(&reader, "get", "", "", "") };
         assert!(snapshot.allows(&path));
         assert!(!snapshot.allows(&Attributes { path: "/metrics", ..path }));
+        let by_account = snapshot.reason(&asks(&sa, "delete", "secrets", "ns", "mine"));
+        assert_eq!(by_account.as_deref(), Some("RBAC: allowed by RoleBinding \"one/ns\" of Role \"one\" to ServiceAccount \"sa/ns\""));
+        let by_group = snapshot.reason(&asks(&reader, "get", "pods", "other", ""));
+        assert_eq!(by_group.as_deref(), Some("RBAC: allowed by ClusterRoleBinding \"b\" of ClusterRole \"reader\" to Group \"readers\""));
     }
 
     #[test]

@@ -28,8 +28,10 @@ use futures::future::{BoxFuture, FutureExt};
 use futures::stream::StreamExt;
 use tokio::sync::{Semaphore, oneshot};
 
+pub(crate) use self::lease::TTL_SECONDS_MAX;
 use self::log::Log;
 use self::state::State;
+pub(crate) use self::txn::check as check_txn;
 use self::watch::Signal;
 use self::writer::{Command, QUEUE_MAX, Reply, Writer};
 use crate::{Error, LeaseInfo, RangeRequest, RangeResponse, Store, Txn, TxnResponse, WatchRequest, WatchStream};
@@ -189,7 +191,7 @@ impl Store for Embedded {
 
     fn txn(&self, txn: Txn) -> BoxFuture<'_, Result<TxnResponse, Error>> {
         async move {
-            txn::check(&txn, self.shared.options.request_bytes_max)?;
+            check_txn(&txn, self.shared.options.request_bytes_max)?;
             self.send(|reply| Command::Txn(txn, reply)).await
         }
         .boxed()
@@ -206,7 +208,7 @@ impl Store for Embedded {
 
     fn lease_grant(&self, id: i64, ttl_seconds: i64) -> BoxFuture<'_, Result<LeaseInfo, Error>> {
         async move {
-            if !(1..=lease::TTL_SECONDS_MAX).contains(&ttl_seconds) {
+            if !(1..=TTL_SECONDS_MAX).contains(&ttl_seconds) {
                 return Err(Error::LeaseTtl { ttl_seconds });
             }
             let id = match id {

@@ -1,6 +1,8 @@
 //! Helpers of the suite.
 #![allow(dead_code, unused_macros, unused_imports)]
 
+pub mod real;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +34,23 @@ macro_rules! check {
     };
 }
 pub(crate) use check;
+
+/// Makes a test of each function of the suite for a real etcd of this name among the peers.
+macro_rules! check_real {
+    ($peer:ident: $($case:ident),+ $(,)?) => {
+        mod $peer {
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    let Some(program) = super::common::real::peer(stringify!($peer), stringify!($case)) else { return };
+                    let member = super::common::real::Member::start(&program);
+                    super::$case(&member.client().await).await;
+                }
+            )+
+        }
+    };
+}
+pub(crate) use check_real;
 
 pub async fn txn_of(store: &dyn Store, ops: Vec<Op>) -> Result<TxnResponse, Error> {
     store.txn(Txn { success: ops, ..Txn::default() }).await
