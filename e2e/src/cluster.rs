@@ -38,10 +38,24 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a cluster; `name` tells its folder and cgroup from those of other tests.
     pub fn start(name: &str) -> Result<Cluster> {
+        Self::start_on(name, "true")
+    }
+
+    /// As [`Cluster::start`], on a host with an uplink: an address (192.0.2.10) and a default route that lead nowhere.
+    pub fn start_with_uplink(name: &str) -> Result<Cluster> {
+        Self::start_on(
+            name,
+            "ip link add uplink type bridge && ip address add 192.0.2.10/24 dev uplink && ip link set uplink up && ip route add default via 192.0.2.1",
+        )
+    }
+
+    /// `network` is a shell command that prepares the network namespace.
+    fn start_on(name: &str, network: &str) -> Result<Cluster> {
         let folder = std::env::temp_dir().join(format!("coracle-e2e-{name}-{}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
         let mut holder = Command::new("unshare");
-        holder.args(["--net", "--mount", "--propagation", "private", "sh", "-c", "ip link set lo up && echo ready && exec sleep infinity"]);
+        let script = format!("ip link set lo up && {network} && echo ready && exec sleep infinity");
+        holder.args(["--net", "--mount", "--propagation", "private", "sh", "-c", &script]);
         let mut holder = holder.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("failed to run unshare")?;
         let mut ready = [0; 6];
         std::io::Read::read_exact(&mut holder.stdout.take().context("unshare has no stdout")?, &mut ready)
@@ -173,6 +187,11 @@ impl Cluster {
         command.args(["--net", "--mount", "--target", &self.holder.id().to_string(), "--"]).arg(program);
         command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder);
         command
+    }
+
+    /// Runs `work` on a thread in the cluster's network namespace, as a program of the host.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        within(self.holder.id(), work)
     }
 
     /// Runs a client to its end, with `input` on its stdin. A client that hangs is ended and is an error.

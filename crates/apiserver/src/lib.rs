@@ -33,6 +33,7 @@ pub mod names;
 mod negotiate;
 mod object;
 mod proxy;
+mod publish;
 mod read;
 mod reply;
 mod request;
@@ -258,9 +259,10 @@ async fn serve(
     });
     let ended = CancellationToken::new();
     let server = tokio::spawn(server::serve(api.clone(), listener, acceptor, ended.clone()));
+    let mut publisher = publish::Publisher::default();
     let started = async {
         filled.notified().await;
-        startup::run(api, place).await
+        startup::run(api, place, &mut publisher).await
     };
     let outcome = tokio::select! {
         outcome = started => outcome.map_err(Error::Bootstrap),
@@ -269,7 +271,7 @@ async fn serve(
     if outcome.is_ok() && !cancel.is_cancelled() {
         api.ready.store(true, Ordering::Release);
         tracing::info!(address = %api.advertise, "ready");
-        cancel.cancelled().await;
+        publisher.run(api.clone(), place.clone(), cancel.clone()).await;
     }
     api.closing.cancel();
     ended.cancel();

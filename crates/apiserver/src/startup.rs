@@ -1,6 +1,7 @@
 //! What the server does once its cache is full, before it is ready: restores the allocations, makes the objects that a
 //! cluster begins with, and publishes itself as the service `kubernetes`.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::bootstrap;
 use crate::lookup::Lookup as _;
 use crate::negotiate::Accepted;
 use crate::object;
+use crate::publish::Publisher;
 use crate::request::{Query, RequestInfo};
 use crate::resources::Resource;
 use crate::write::{Step, create_object, guaranteed_update, prepare_update};
@@ -41,7 +43,7 @@ const AT_ONCE: usize = 32;
 ///
 /// # Errors
 /// The first object that the server's own rules or the store refuse.
-pub async fn run(api: &Arc<Api>, place: &Place) -> Result<(), Status> {
+pub async fn run(api: &Arc<Api>, place: &Place, publisher: &mut Publisher) -> Result<(), Status> {
     for service in api.lookup.list("services", None) {
         for clash in api.services.restore(&service) {
             tracing::error!("{clash}; one of the two Services must be deleted");
@@ -54,34 +56,38 @@ pub async fn run(api: &Arc<Api>, place: &Place) -> Result<(), Status> {
         ensure(api, wanted).await?;
     }
     let work: Vec<BoxFuture<'static, Result<(), Status>>> = rest.into_iter().map(|wanted| ensure_owned(api.clone(), wanted)).collect();
-    futures::stream::iter(work).buffer_unordered(AT_ONCE).try_collect::<()>().await
+    futures::stream::iter(work).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+    // A loopback address would lead every pod to itself; upstream does not accept one either.
+    if place.address.is_loopback() {
+        tracing::warn!(address = %place.address, "the service kubernetes has no endpoint: give an --advertise-address that pods can reach");
+    }
+    publisher.publish(api, place).await
 }
 
 /// Objects that depend on where the server is.
 fn own_objects(place: &Place) -> Vec<Value> {
-    let Place { address, port, cluster_ip, client_ca } = place;
-    let mut objects = vec![
-        json!({"apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
-            "spec": {"type": "ClusterIP", "clusterIP": cluster_ip, "sessionAffinity": "None",
-                "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]}}),
-        json!({"apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
-            "data": {"client-ca-file": client_ca}}),
-    ];
-    // A loopback address would lead every pod to itself; upstream does not accept one either.
-    if address.is_loopback() {
-        tracing::warn!(%address, "the service kubernetes has no endpoint: give an --advertise-address that pods can reach");
-    } else {
-        objects.push(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-            "addressType": "IPv4", "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
-            "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}));
-    }
-    objects
+    vec![json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {"client-ca-file": place.client_ca}})]
 }
 
-/// Fields of [`own_objects`] that are kept as wanted.
+/// The Service by which pods reach the API servers.
+pub fn kubernetes_service(place: &Place) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {"type": "ClusterIP", "clusterIP": place.cluster_ip, "sessionAffinity": "None",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": place.port}]}})
+}
+
+/// Its endpoints.
+pub fn kubernetes_slice(place: &Place, addresses: &BTreeSet<Ipv4Addr>) -> Value {
+    let endpoints: Vec<Value> = addresses.iter().map(|address| json!({"addresses": [address], "conditions": {"ready": true}})).collect();
+    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "https", "port": place.port, "protocol": "TCP"}]})
+}
+
+/// Fields of these that are kept as wanted.
 const OWN_FIELDS: &[&str] = &["endpoints", "ports", "data"];
 
 fn reconcile(existing: &Value, wanted: &Value) -> Option<Value> {
@@ -102,7 +108,11 @@ fn ensure_owned(api: Arc<Api>, wanted: Value) -> BoxFuture<'static, Result<(), S
     async move { ensure(&api, &wanted).await }.boxed()
 }
 
-async fn ensure(api: &Arc<Api>, wanted: &Value) -> Result<(), Status> {
+/// Makes an object, or gives it back the fields that are kept as wanted.
+///
+/// # Errors
+/// What the server's own rules or the store refuse.
+pub async fn ensure(api: &Arc<Api>, wanted: &Value) -> Result<(), Status> {
     let gvk = Gvk::of(wanted).ok_or_else(|| Status::internal("a bootstrap object has no kind"))?;
     let facts = apimachinery::kinds::by_gvk(&gvk).ok_or_else(|| Status::internal(format!("bootstrap object of unknown kind {gvk}")))?;
     let resource: &Resource =

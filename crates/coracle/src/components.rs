@@ -1,5 +1,7 @@
 //! The flags that `up` gives to each part: exactly what an operator would type to run it alone.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result};
 use clap::{Args, Command, FromArgMatches};
 
@@ -77,6 +79,21 @@ pub fn kubelet(settings: &Settings) -> Result<kubelet::Config> {
             flag("cgroup-root", &settings.cgroup_root),
             flag("pod-cidr", &settings.pod_cidr),
             flag("eviction-hard", &settings.eviction_hard),
+        ],
+    )
+}
+
+/// The proxy.
+pub fn kube_proxy(settings: &Settings) -> Result<kube_proxy::Config> {
+    parse(
+        "kube-proxy",
+        vec![
+            flag("kubeconfig", settings.kubeconfig("kube-proxy")),
+            flag("hostname-override", settings.node()?),
+            flag("bind-address", settings.node_address()?),
+            flag("cluster-cidr", &settings.pod_cidr),
+            flag("healthz-bind-address", SocketAddr::new(settings.bind_address, settings.proxy_healthz_port)),
+            flag("nftables-table", settings.proxy_table()),
         ],
     )
 }

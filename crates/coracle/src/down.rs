@@ -33,6 +33,12 @@ pub async fn run(data_dir: &Utf8Path) -> Result<()> {
     if let Err(error) = removed {
         failures.push(error.context("failed to remove pods"));
     }
+    match components::kube_proxy(&settings) {
+        Ok(config) => failures.extend(
+            kube_proxy::remove(&config).err().map(|error| anyhow::Error::from(error).context("failed to remove the ways to Services")),
+        ),
+        Err(error) => failures.push(error),
+    }
     progress.done("pods, network and keeper removed");
 
     progress.working("volumes, cgroups and data");

@@ -63,6 +63,8 @@ enum Command {
     Scheduler(scheduler::Config),
     /// The node agent.
     Kubelet(kubelet::Config),
+    /// The proxy that leads traffic for Services to their endpoints.
+    KubeProxy(kube_proxy::Config),
     /// The container runtime: CRI on a unix socket.
     Cri(cri_server::Config),
 }
@@ -100,7 +102,12 @@ async fn run(cli: Cli) -> Result<()> {
     };
     let alone = matches!(
         cli.command,
-        Command::Apiserver(_) | Command::ControllerManager(_) | Command::Scheduler(_) | Command::Kubelet(_) | Command::Cri(_)
+        Command::Apiserver(_)
+            | Command::ControllerManager(_)
+            | Command::Scheduler(_)
+            | Command::Kubelet(_)
+            | Command::KubeProxy(_)
+            | Command::Cri(_)
     );
     // kube logs every answer that is no success as an error, also those that its caller expects.
     let default = if alone { "info,kube_client=off" } else { "warn,kube_client=off" };
@@ -121,6 +128,7 @@ async fn run(cli: Cli) -> Result<()> {
             Command::ControllerManager(config) => Ok(controller_manager::run(config, cancel.clone()).await?),
             Command::Scheduler(config) => Ok(scheduler::run(config, cancel.clone()).await?),
             Command::Kubelet(config) => Ok(kubelet::run(config, cancel.clone()).await?),
+            Command::KubeProxy(config) => Ok(kube_proxy::run(config, cancel.clone()).await?),
             Command::Cri(config) => Ok(cri_server::run(config, cancel.clone()).await?),
         }
     };

@@ -42,7 +42,7 @@ pub fn ensure(settings: &Settings) -> Result<()> {
     }
     let server = format!("https://{}", SocketAddr::new(settings.reachable_address(), settings.secure_port));
     write_kubeconfig(settings, &settings.admin_kubeconfig(), &server, "kubernetes-admin", "admin")?;
-    for component in ["kube-controller-manager", "kube-scheduler", "kubelet"] {
+    for component in ["kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"] {
         write_kubeconfig(settings, &settings.kubeconfig(component), &server, component, component)?;
     }
     Ok(())
@@ -66,6 +66,7 @@ fn wanted(settings: &Settings) -> Result<Vec<Wanted>> {
         client("admin", "kubernetes-admin", Some(ADMIN_GROUP)),
         client("kube-controller-manager", "system:kube-controller-manager", None),
         client("kube-scheduler", "system:kube-scheduler", None),
+        client("kube-proxy", "system:kube-proxy", None),
         client("kubelet", &format!("system:node:{node}"), Some("system:nodes")),
         client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", None),
         Wanted {

@@ -39,6 +39,10 @@ pub struct Settings {
     /// The port of the kubelet.
     #[arg(long, default_value_t = 10250)]
     pub kubelet_port: u16,
+    /// The port at which the proxy tells whether it is healthy.
+    #[arg(long, default_value_t = PROXY_HEALTHZ_PORT)]
+    #[serde(default = "proxy_healthz_port")]
+    pub proxy_healthz_port: u16,
     /// The range of pod addresses.
     #[arg(long, default_value = "10.85.0.0/16")]
     pub pod_cidr: String,
@@ -81,6 +85,13 @@ fn eviction_hard() -> String {
     EVICTION_HARD.to_owned()
 }
 
+const PROXY_HEALTHZ_PORT: u16 = 10256;
+
+/// For settings of a time before there was a proxy.
+fn proxy_healthz_port() -> u16 {
+    PROXY_HEALTHZ_PORT
+}
+
 #[derive(Serialize, Deserialize)]
 struct OnDisk {
     version: u32,
@@ -111,6 +122,11 @@ impl Settings {
     /// Where the kubelet asks for containers: our own runtime, or another one.
     pub fn runtime_endpoint(&self) -> String {
         self.container_runtime_endpoint.clone().unwrap_or_else(|| format!("unix://{}", self.cri_socket()))
+    }
+
+    /// The nftables table of the proxy: another one than that of the pod network, for each is replaced as a whole.
+    pub fn proxy_table(&self) -> String {
+        format!("{}-proxy", self.nftables_table)
     }
 
     /// Where the spans of `coracle trace` are kept.

@@ -1,7 +1,7 @@
 //! `coracle up`: every part in this process, started in the order in which they need each other.
 //!
 //! ```text
-//! lock -> keys -> cri + apiserver -> (ready) -> controllers + scheduler + kubelet -> (node Ready) -> serving
+//! lock -> keys -> cri + apiserver -> (ready) -> controllers + scheduler + kube-proxy + kubelet -> (node Ready) -> serving
 //!                                                                                         |
 //!                         a part fails, or SIGINT/SIGTERM: all are cancelled, drained <---+
 //! ```
@@ -81,6 +81,7 @@ async fn start(settings: &Settings, progress: &Progress, parts: &mut Parts, stop
     // All flags are parsed before anything runs.
     let (apiserver, cri, kubelet) = (components::apiserver(settings)?, components::cri(settings)?, components::kubelet(settings)?);
     let (controllers, scheduler) = (components::controller_manager(settings)?, components::scheduler(settings)?);
+    let proxy = components::kube_proxy(settings)?;
 
     spawn(parts, "apiserver", apiserver::run(apiserver, stop.child_token()));
     if settings.container_runtime_endpoint.is_none() {
@@ -93,6 +94,7 @@ async fn start(settings: &Settings, progress: &Progress, parts: &mut Parts, stop
 
     spawn(parts, "controller-manager", controller_manager::run(controllers, stop.child_token()));
     spawn(parts, "scheduler", scheduler::run(scheduler, stop.child_token()));
+    spawn(parts, "kube-proxy", kube_proxy::run(proxy, stop.child_token()));
     progress.working("container runtime");
     let endpoint = settings.runtime_endpoint();
     let socket = endpoint.strip_prefix("unix://").unwrap_or(&endpoint);

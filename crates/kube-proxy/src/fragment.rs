@@ -7,6 +7,7 @@ use linux::nftables::{Expr, Verdict, match_network};
 
 use crate::config::Cidr;
 use crate::layout::{AFFINITY, Map, REJECT, SOURCE, from_host, mark, port_word, register, source};
+use crate::plan::{Desk, slot_key};
 use crate::service::{Endpoint, ServicePort, Usable};
 
 /// A key of a map.
@@ -52,17 +53,17 @@ struct Chains {
     firewall: String,
 }
 
-/// Builds the fragment of one port. `id_of` gives each name a number of its own, the same at each call.
-pub fn fragment(port: &ServicePort, usable: &Usable<'_>, around: &Surroundings, id_of: &mut dyn FnMut(&str) -> u32) -> Fragment {
+/// Builds the fragment of one port.
+pub fn fragment(port: &ServicePort, usable: &Usable<'_>, around: &Surroundings, desk: &mut Desk<'_>) -> Fragment {
     let chain = |kind: &str| format!("{kind}/{}", port.name);
     let chains = Chains { cluster: chain("service"), local: chain("local"), external: chain("external"), firewall: chain("firewall") };
     let mut fragment = Fragment::default();
     if usable.any {
-        let service = id_of(&port.name);
+        let service = desk.number(&port.name);
         for (name, list) in [(&chains.cluster, &usable.cluster), (&chains.local, &usable.local)] {
             if !list.is_empty() {
-                let group = Group { service, group: id_of(name), affinity_ms: port.affinity_ms };
-                fragment.add_group(name, &group, list);
+                let group = Group { service, group: desk.number(name), affinity_ms: port.affinity_ms };
+                fragment.add_group(name, &group, list, desk);
             }
         }
         fragment.add_hairpin(port, usable);
@@ -93,15 +94,13 @@ impl Fragment {
     }
 
     /// A chain that leads to one of some endpoints.
-    fn add_group(&mut self, chain: &str, group: &Group, endpoints: &[&Endpoint]) {
-        let id = group.group.to_ne_bytes();
-        for (slot, endpoint) in endpoints.iter().enumerate() {
-            let slot = u32::try_from(slot).unwrap_or(u32::MAX);
-            let target = [endpoint.address.octets(), port_word(endpoint.port)].concat();
+    fn add_group(&mut self, chain: &str, group: &Group, endpoints: &[&Endpoint], desk: &Desk<'_>) {
+        let targets = endpoints.iter().map(|endpoint| [endpoint.address.octets(), port_word(endpoint.port)].concat()).collect();
+        for (slot, target) in (0..).zip(desk.arrange(group.group, targets)) {
             if group.affinity_ms.is_some() {
-                self.set(Map::AffinityEndpoints, [&id[..], &target].concat(), Value::None);
+                self.set(Map::AffinityEndpoints, [&group.group.to_ne_bytes()[..], &target].concat(), Value::None);
             }
-            self.set(Map::Endpoints, [id, slot.to_ne_bytes()].concat(), Value::Bytes(target));
+            self.set(Map::Endpoints, slot_key(group.group, slot), Value::Bytes(target));
         }
         let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
         self.chains.insert(chain.to_owned(), balancing_rules(group, count));

@@ -63,7 +63,7 @@ impl Changes {
 
 /// Numbers for names: stable while a name is in use.
 #[derive(Debug, Default)]
-struct Numbers {
+pub struct Numbers {
     by_name: HashMap<String, u32>,
     taken: BTreeSet<u32>,
 }
@@ -89,6 +89,40 @@ impl Numbers {
     }
 }
 
+/// What the builder of a fragment may ask.
+pub struct Desk<'a> {
+    numbers: &'a mut Numbers,
+    used: BTreeSet<String>,
+    held: &'a BTreeMap<ElementKey, Value>,
+}
+
+impl Desk<'_> {
+    /// The number of a name, the same as long as its owner asks for it.
+    pub fn number(&mut self, name: &str) -> u32 {
+        self.used.insert(name.to_owned());
+        self.numbers.of(name)
+    }
+
+    /// Puts the endpoints of a group into slots so that those which the kernel holds already stay where they are, as far as there
+    /// are no gaps: a change costs as many slots as endpoints came and went.
+    pub fn arrange(&self, group: u32, targets: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        let mut left: BTreeSet<Vec<u8>> = targets.into_iter().collect();
+        let count = u32::try_from(left.len()).unwrap_or(u32::MAX);
+        let kept: Vec<Option<Vec<u8>>> = (0..count)
+            .map(|slot| match self.held.get(&(Map::Endpoints, slot_key(group, slot))) {
+                Some(Value::Bytes(target)) => left.take(target),
+                _ => None,
+            })
+            .collect();
+        kept.into_iter().filter_map(|target| target.or_else(|| left.pop_first())).collect()
+    }
+}
+
+/// The key of a slot.
+pub fn slot_key(group: u32, slot: u32) -> Vec<u8> {
+    [group.to_ne_bytes(), slot.to_ne_bytes()].concat()
+}
+
 /// The state of all.
 #[derive(Debug, Default)]
 pub struct Planner {
@@ -105,13 +139,11 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// Replaces what an owner wants. `build` gets the numbers of names.
-    pub fn set(&mut self, owner: &Owner, build: impl FnOnce(&mut dyn FnMut(&str) -> u32) -> Fragment) {
-        let mut used = BTreeSet::new();
-        let fragment = build(&mut |name| {
-            used.insert(name.to_owned());
-            self.numbers.of(name)
-        });
+    /// Replaces what an owner wants.
+    pub fn set(&mut self, owner: &Owner, build: impl FnOnce(&mut Desk<'_>) -> Fragment) {
+        let mut desk = Desk { numbers: &mut self.numbers, used: BTreeSet::new(), held: &self.held_elements };
+        let fragment = build(&mut desk);
+        let used = desk.used;
         let before = self.names.remove(owner).unwrap_or_default();
         for name in before.difference(&used) {
             self.numbers.free(name);

@@ -79,7 +79,9 @@ impl Worker {
     /// A refusal of the kernel; the next call starts from what the kernel then holds.
     pub fn sync(&mut self, dirty: BTreeSet<ObjectKey>) -> Result<Cost, Error> {
         let mut dirty = dirty;
-        if self.look_at_node() || !self.known {
+        // Before planning: what the kernel holds is kept in its place.
+        let found = if self.known { None } else { Some(self.observe()?) };
+        if self.look_at_node() || found.is_some() {
             dirty.extend(self.sources.services.list().iter().map(|service| ObjectKey::of(&**service)));
             dirty.extend(self.planner.owners().cloned());
             self.plan_node_ports()?;
@@ -88,7 +90,7 @@ impl Worker {
         for key in dirty.iter().filter(|key| !key.name.is_empty()) {
             ways.extend(self.plan(key));
         }
-        let cost = self.commit().inspect_err(|_| self.known = false)?;
+        let cost = self.commit(found).inspect_err(|_| self.known = false)?;
         flows::forget_stale(&ways)?;
         Ok(cost)
     }
@@ -138,12 +140,12 @@ impl Worker {
             if ports.is_empty() { Vec::new() } else { self.sources.slices.by_index(BY_SERVICE, &key.to_string()) };
         let (place, around) = (&self.place, &self.around);
         let mut ways = Vec::new();
-        self.planner.set(key, |id_of| {
+        self.planner.set(key, |desk| {
             let mut whole = Fragment::default();
             for port in &ports {
                 let endpoints = service::endpoints(port, &slices, &place.node);
                 ways.extend(Way::of(port, &endpoints));
-                let part = fragment(port, &service::usable(port, &endpoints, place), around, id_of);
+                let part = fragment(port, &service::usable(port, &endpoints, place), around, desk);
                 whole.elements.extend(part.elements);
                 whole.chains.extend(part.chains);
             }
@@ -159,15 +161,21 @@ impl Worker {
         if ways.is_empty() { before.into_iter().map(Way::closed).collect() } else { ways }
     }
 
-    fn commit(&mut self) -> Result<Cost, Error> {
-        if self.known {
-            let cost = self.table.apply(&self.planner.changes())?;
-            self.idle.extend(self.planner.done());
-            return Ok(cost);
-        }
+    /// Takes in what the kernel holds; answers whether there is a table that can be taken over.
+    fn observe(&mut self) -> Result<bool, Error> {
         let observed = self.table.observe()?;
         let found = observed.is_some();
         self.planner.observe(observed.unwrap_or_default());
+        Ok(found)
+    }
+
+    /// One transaction; `found` tells of a table of which only now is known what it holds.
+    fn commit(&mut self, found: Option<bool>) -> Result<Cost, Error> {
+        let Some(found) = found else {
+            let cost = self.table.apply(&self.planner.changes())?;
+            self.idle.extend(self.planner.done());
+            return Ok(cost);
+        };
         let cost = match found.then(|| self.table.take_over(&self.planner.changes())) {
             Some(Ok(cost)) => cost,
             // Not there, or so different that it does not fit: made anew.

@@ -28,9 +28,10 @@ struct Row {
     judge: fn(&Cluster, SocketAddr) -> Result<()>,
 }
 
-const ROWS: [Row; 4] = [
+const ROWS: [Row; 5] = [
     Row { name: "apiserver", is: |address| address.port() == 6443, judge: apiserver },
     Row { name: "kubelet", is: |address| address.port() == 10250, judge: kubelet },
+    Row { name: "kube-proxy's health", is: |address| address.port() == 10256, judge: proxy_health },
     Row {
         name: "registry of the test",
         is: |address| address.port() == REGISTRY_PORT && address.ip() == Ipv4Addr::LOCALHOST,
@@ -120,6 +121,17 @@ fn apiserver(cluster: &Cluster, _: SocketAddr) -> Result<()> {
 
 fn below_an_open_path(path: &str) -> bool {
     ["/healthz/", "/livez/"].iter().any(|open| path.starts_with(open))
+}
+
+/// Open as upstream's: whether the proxy is healthy, and nothing else.
+fn proxy_health(cluster: &Cluster, _: SocketAddr) -> Result<()> {
+    for (path, wanted) in [("/healthz", "200"), ("/livez", "200"), ("/metrics", "404"), ("/configz", "404"), ("/debug/pprof/", "404")] {
+        let url = format!("http://127.0.0.1:10256{path}");
+        let output = cluster.run(Path::new("curl"), &["--silent", "--output", "/dev/null", "--write-out", "%{http_code}", &url], "")?;
+        let status = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(status == wanted, "GET {path}: {status}, not {wanted}");
+    }
+    Ok(())
 }
 
 fn kubelet(cluster: &Cluster, _: SocketAddr) -> Result<()> {
