@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use apimachinery::status::Status;
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, UPGRADE};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::header::{CONTENT_TYPE, HOST, HeaderName, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use remotecommand::Tunnel;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -27,6 +29,8 @@ use crate::tls;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much of a kubelet's error is passed on.
 const ERROR_BYTES_MAX: usize = 64 << 10;
+/// How much text is taken from a kubelet: its metrics of some thousand containers.
+const TEXT_BYTES_MAX: usize = 16 << 20;
 /// Headers of a request that go on to the kubelet.
 const PASSED_HEADERS: &[&str] = &[
     "connection",
@@ -100,6 +104,23 @@ impl Kubelets {
             }
         });
         sender.send_request(request).await.map_err(|error| failed("request to", error.to_string()))
+    }
+}
+
+impl Kubelets {
+    /// A text that the kubelet of a node serves.
+    ///
+    /// # Errors
+    /// The kubelet cannot be reached, refuses, or sends more than [`TEXT_BYTES_MAX`].
+    pub async fn get_text(&self, node: &Value, path: &str) -> Result<String, Status> {
+        let request = Request::get(path).header(HOST, "kubelet").body(Empty::new()).map_err(|error| Status::internal(error.to_string()))?;
+        let response = self.send(node, request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(error_of(response).await);
+        }
+        let body = Limited::new(response.into_body(), TEXT_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| Status::internal(format!("failed to read {path} of a kubelet: {error}")))?.to_bytes();
+        String::from_utf8(body.into()).map_err(|_| Status::internal(format!("{path} of a kubelet is not UTF-8")))
     }
 }
 
@@ -232,9 +253,18 @@ pub async fn stream(ctx: &Ctx<'_>, request: Request<Incoming>) -> Result<Respons
     }
     let path = stream_path(ctx, &pod)?;
     let node = node.ok_or_else(|| Status::bad_request(format!("pod {} does not have a host assigned", ctx.info.name)))?;
-    let mut outgoing = Request::builder().method(request.method()).uri(path).header(HOST, "kubelet");
-    for (name, value) in passed(request.headers()) {
-        outgoing = outgoing.header(name, value);
+    // kubectl carries the SPDY connection of forwarded ports inside a WebSocket; kubelets speak plain SPDY.
+    let tunnel = match ctx.info.subresource.as_str() {
+        "portforward" => Tunnel::asked(request.headers()).map_err(|error| Status::bad_request(error.to_string()))?,
+        _ => None,
+    };
+    let method = if tunnel.is_some() { Method::POST } else { request.method().clone() };
+    let mut outgoing = Request::builder().method(method).uri(path).header(HOST, "kubelet");
+    if let Some(headers) = outgoing.headers_mut() {
+        headers.extend(match &tunnel {
+            Some(tunnel) => tunnel.request_headers(),
+            None => passed(request.headers()).map(|(name, value)| (name.clone(), value.clone())).collect(),
+        });
     }
     let outgoing = outgoing.body(Empty::new()).map_err(|error| Status::internal(error.to_string()))?;
     let mut response = ctx.api.kubelets.send(&node, outgoing).await?;
@@ -243,26 +273,39 @@ pub async fn stream(ctx: &Ctx<'_>, request: Request<Incoming>) -> Result<Respons
     }
     let mut answer = Response::new(full(Bytes::new()));
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    for (name, value) in response.headers() {
-        if PASSED_HEADERS.contains(&name.as_str()) || name.as_str() == "sec-websocket-accept" || name == CONNECTION {
-            answer.headers_mut().append(name, value.clone());
+    *answer.headers_mut() = match &tunnel {
+        Some(tunnel) => tunnel.response_headers(response.headers()).map_err(|error| Status::internal(error.to_string()))?,
+        None => {
+            let agreed = |name: &HeaderName| PASSED_HEADERS.contains(&name.as_str()) || name == SEC_WEBSOCKET_ACCEPT;
+            let headers = response.headers().iter().filter(|(name, _)| agreed(name));
+            headers.map(|(name, value)| (name.clone(), value.clone())).collect()
         }
-    }
+    };
     let kubelet = hyper::upgrade::on(&mut response);
     let closing = ctx.api.closing.clone();
+    let is_tunnel = tunnel.is_some();
     // Ends when either side closes, or with the server.
     tokio::spawn(async move {
-        let copy = async {
-            let (client, kubelet) = tokio::try_join!(hyper::upgrade::on(request), kubelet)?;
-            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(kubelet)).await;
-            Ok::<_, hyper::Error>(())
-        };
         tokio::select! {
-            outcome = copy => if let Err(error) = outcome { tracing::debug!(%error, "a stream to a kubelet did not start") },
+            outcome = relay(hyper::upgrade::on(request), kubelet, is_tunnel) => if let Err(error) = outcome {
+                tracing::debug!(error = &*error, "a stream to a kubelet broke off");
+            },
             () = closing.cancelled() => {}
         }
     });
     Ok(answer)
+}
+
+/// Copies between the client and the kubelet until either closes.
+async fn relay(client: OnUpgrade, kubelet: OnUpgrade, is_tunnel: bool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let (client, kubelet) = tokio::try_join!(client, kubelet)?;
+    let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
+    if is_tunnel {
+        remotecommand::tunnel(client, kubelet).await?;
+    } else {
+        tokio::io::copy_bidirectional(&mut client, &mut kubelet).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

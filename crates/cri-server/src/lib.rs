@@ -29,6 +29,7 @@ mod images;
 mod info;
 mod oci;
 mod plan;
+mod portforward;
 mod record;
 mod sandbox;
 mod server;

@@ -237,8 +237,14 @@ impl RuntimeService for Runtime {
         answer(AttachResponse { url })
     }
 
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        unimplemented("PortForward")
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        let sandbox = self.0.registry(|registry| registry.sandbox(&id))?;
+        if !sandbox.is_ready() {
+            return Err(error::Error::State { kind: "sandbox", id: sandbox.id.clone(), state: "not ready" }.into());
+        }
+        let url = self.0.stream_url(Session::PortForward { sandbox })?;
+        answer(PortForwardResponse { url })
     }
 
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {

@@ -1,6 +1,7 @@
-//! The server of exec and attach streams: one-time URLs, SPDY/3.1 and WebSocket, relayed to FIFOs of the shim.
+//! The server of exec, attach and port-forward streams: one-time URLs, SPDY/3.1 and WebSocket, relayed to FIFOs of the shim
+//! or connected to ports of the pod.
 //!
-//! Source: kubernetes `k8s.io/streaming` v0.37 (paths `/exec/TOKEN`, `/attach/TOKEN`; tokens live a minute and are used once).
+//! Source: kubernetes `k8s.io/streaming` v0.37 (paths `/exec/TOKEN`, `/attach/TOKEN`, `/portforward/TOKEN`; tokens live a minute and are used once).
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -22,9 +23,10 @@ use tokio::sync::mpsc;
 use crate::error::{Error, Result};
 use crate::exec::{DRAIN, Ends, Fifos, Streams};
 use crate::host;
+use crate::portforward;
 use crate::server::Server;
 use crate::shim::Shim;
-use crate::state::{Container, lock};
+use crate::state::{Container, Sandbox, lock};
 
 /// How long a URL may wait for its client, as upstream's.
 const TOKEN_LIFE: Duration = Duration::from_secs(60);
@@ -41,6 +43,8 @@ pub enum Session {
     Exec { container: Arc<Container>, cmd: Vec<String>, streams: Streams },
     /// The container's own process.
     Attach { container: Arc<Container>, streams: Streams },
+    /// Connections to ports of a pod.
+    PortForward { sandbox: Arc<Sandbox> },
 }
 
 /// URLs that were given out and not used yet.
@@ -79,6 +83,7 @@ impl Server {
         let kind = match &session {
             Session::Exec { .. } => "exec",
             Session::Attach { .. } => "attach",
+            Session::PortForward { .. } => "portforward",
         };
         let token = self.tokens.insert(session, Instant::now())?;
         Ok(format!("{}/{kind}/{token}", self.stream_url))
@@ -135,10 +140,14 @@ fn answer(server: &Arc<Server>, request: Request<Incoming>) -> Response<Full<Byt
     if request.method() != Method::POST && request.method() != Method::GET {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST");
     }
-    let mut parts = request.uri().path().split('/').skip(1);
+    let path = request.uri().path().to_owned();
+    let mut parts = path.split('/').skip(1);
     let (Some(kind), Some(token), None) = (parts.next(), parts.next(), parts.next()) else {
         return refuse(StatusCode::NOT_FOUND, "not found");
     };
+    if kind == "portforward" {
+        return forward_ports(server, token, request);
+    }
     // A client that cannot upgrade does not use the token up.
     let upgrade = match remotecommand::negotiate(request.headers()) {
         Ok(upgrade) => upgrade,
@@ -147,6 +156,11 @@ fn answer(server: &Arc<Server>, request: Request<Incoming>) -> Response<Full<Byt
     let session = match (kind, server.tokens.take(token, Instant::now())) {
         ("exec", Some(session @ Session::Exec { .. })) | ("attach", Some(session @ Session::Attach { .. })) => session,
         _ => return refuse(StatusCode::NOT_FOUND, "not found"),
+    };
+    let (container, streams, cmd) = match session {
+        Session::Exec { container, cmd, streams } => (container, streams, Some(cmd)),
+        Session::Attach { container, streams } => (container, streams, None),
+        Session::PortForward { .. } => return refuse(StatusCode::NOT_FOUND, "not found"),
     };
     let Upgrade { protocol, response_headers } = upgrade;
     let (server, cancel) = (Arc::clone(server), server.cancel.clone());
@@ -159,27 +173,49 @@ fn answer(server: &Arc<Server>, request: Request<Incoming>) -> Response<Full<Byt
                 return;
             }
         };
-        let streams = match &session {
-            Session::Exec { streams, .. } | Session::Attach { streams, .. } => *streams,
-        };
         let channels = Channels { stdin: streams.stdin, stdout: streams.stdout, stderr: streams.stderr && !streams.tty, tty: streams.tty };
         let (remote, driver) = remotecommand::accept(io, protocol, channels);
-        let ((), driven) = tokio::join!(run(&server, session, remote), driver);
+        let ((), driven) = tokio::join!(run(&server, &container, cmd, streams, remote), driver);
         if let Err(error) = driven {
             tracing::debug!(%error, "a stream broke off");
         }
     }));
+    switching(response_headers)
+}
+
+fn switching(headers: HeaderMap) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *response.headers_mut() = response_headers;
+    *response.headers_mut() = headers;
     response
 }
 
-async fn run(server: &Arc<Server>, session: Session, remote: ServerSession) {
+fn forward_ports(server: &Arc<Server>, token: &str, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let response_headers = match remotecommand::negotiate_port_forward(request.headers()) {
+        Ok(headers) => headers,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    let Some(Session::PortForward { sandbox }) = server.tokens.take(token, Instant::now()) else {
+        return refuse(StatusCode::NOT_FOUND, "not found");
+    };
+    server.tasks.spawn(server.cancel.clone().run_until_cancelled_owned(async move {
+        let served = match hyper::upgrade::on(request).await {
+            Ok(io) => remotecommand::serve_port_forward(TokioIo::new(io), |port| portforward::dial(Arc::clone(&sandbox), port)).await,
+            Err(error) => return tracing::debug!(%error, "a stream was not upgraded"),
+        };
+        if let Err(error) = served {
+            tracing::debug!(sandbox_id = sandbox.id, %error, "port forwarding broke off");
+        }
+    }));
+    switching(response_headers)
+}
+
+/// A new process with a command, the container's own without.
+async fn run(server: &Arc<Server>, container: &Arc<Container>, cmd: Option<Vec<String>>, streams: Streams, remote: ServerSession) {
     let ServerSession { input, output } = remote;
-    let status = match session {
-        Session::Exec { container, cmd, streams } => exec(server, &container, cmd, streams, input, &output).await,
-        Session::Attach { container, streams } => attach(server, &container, streams, input, &output).await,
+    let status = match cmd {
+        Some(cmd) => exec(server, container, cmd, streams, input, &output).await,
+        None => attach(server, container, streams, input, &output).await,
     };
     let status = status.unwrap_or_else(|error| Status::failed(error.chain()));
     // The client may be gone.

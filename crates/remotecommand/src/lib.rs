@@ -1,4 +1,4 @@
-//! Exec and attach streams: WebSocket (v4, v5) and SPDY/3.1, server and client.
+//! Exec and attach streams: WebSocket (v4, v5) and SPDY/3.1, server and client; the server of forwarded ports.
 //!
 //! A remote command is up to five channels over one upgraded HTTP/1.1 connection: stdin, stdout, stderr, a
 //! channel of terminal sizes, and an error channel that carries one [`Status`] at the end. Two framings carry
@@ -20,21 +20,28 @@
 //! connected io -------client::attach--> (ClientSession, driver)
 //! ```
 //!
+//! Port forwarding is a protocol of its own over SPDY/3.1, which [`serve_port_forward`] serves, and which newer clients carry inside
+//! a WebSocket: [`Tunnel`] unwraps that.
+//!
 //! **Invariant**: no process is started and no file is opened here. Who calls wires the queues to a process.
 
 #![forbid(unsafe_code)]
 
 mod client;
 mod negotiate;
+mod portforward;
 mod server;
 mod spdy;
 mod status;
+mod tunnel;
 mod websocket;
 
 pub use client::{ClientSession, agreed, attach, request_headers};
 pub use negotiate::{NegotiateError, Protocol, Upgrade, negotiate};
+pub use portforward::{negotiate_port_forward, serve_port_forward};
 pub use server::{ServerSession, accept};
 pub use status::Status;
+pub use tunnel::{Tunnel, tunnel};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};

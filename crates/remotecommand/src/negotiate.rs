@@ -54,10 +54,7 @@ pub enum NegotiateError {
 
 /// Chooses the protocol for a request with these headers; nothing is sent.
 pub fn negotiate(headers: &HeaderMap) -> Result<Upgrade, NegotiateError> {
-    let asks_upgrade = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    let Some(target) = headers.get(UPGRADE).and_then(|value| value.to_str().ok()).filter(|_| asks_upgrade) else {
-        return Err(NegotiateError::NoUpgrade);
-    };
+    let target = upgrade_target(headers)?;
     if target.eq_ignore_ascii_case("websocket") {
         websocket(headers)
     } else if target.eq_ignore_ascii_case("spdy/3.1") {
@@ -65,6 +62,12 @@ pub fn negotiate(headers: &HeaderMap) -> Result<Upgrade, NegotiateError> {
     } else {
         Err(NegotiateError::UnknownUpgrade(target.to_owned()))
     }
+}
+
+/// What a request asks to upgrade to.
+fn upgrade_target(headers: &HeaderMap) -> Result<&str, NegotiateError> {
+    let asks_upgrade = tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    headers.get(UPGRADE).and_then(|value| value.to_str().ok()).filter(|_| asks_upgrade).ok_or(NegotiateError::NoUpgrade)
 }
 
 fn websocket(headers: &HeaderMap) -> Result<Upgrade, NegotiateError> {
@@ -83,13 +86,27 @@ fn websocket(headers: &HeaderMap) -> Result<Upgrade, NegotiateError> {
 
 fn spdy(headers: &HeaderMap) -> Result<Upgrade, NegotiateError> {
     let (protocol, version) = choose(headers, &STREAM_PROTOCOL_VERSION, &[(V4, Protocol::SpdyV4)])?;
+    Ok(Upgrade { protocol, response_headers: spdy_headers(version) })
+}
+
+fn spdy_headers(version: &'static str) -> HeaderMap {
     let mut response_headers = upgrade_headers("SPDY/3.1");
     response_headers.insert(STREAM_PROTOCOL_VERSION, HeaderValue::from_static(version));
-    Ok(Upgrade { protocol, response_headers })
+    response_headers
+}
+
+/// The headers of the 101 answer, where only this version of a protocol over SPDY/3.1 is spoken.
+pub(crate) fn negotiate_spdy(headers: &HeaderMap, version: &'static str) -> Result<HeaderMap, NegotiateError> {
+    let target = upgrade_target(headers)?;
+    if !target.eq_ignore_ascii_case("spdy/3.1") {
+        return Err(NegotiateError::UnknownUpgrade(target.to_owned()));
+    }
+    let ((), version) = choose(headers, &STREAM_PROTOCOL_VERSION, &[(version, ())])?;
+    Ok(spdy_headers(version))
 }
 
 /// The client's first offer that this side speaks.
-fn choose(headers: &HeaderMap, name: &HeaderName, spoken: &[(&'static str, Protocol)]) -> Result<(Protocol, &'static str), NegotiateError> {
+fn choose<P: Copy>(headers: &HeaderMap, name: &HeaderName, spoken: &[(&'static str, P)]) -> Result<(P, &'static str), NegotiateError> {
     for offer in tokens(headers, name) {
         if let Some((version, protocol)) = spoken.iter().find(|(version, _)| *version == offer) {
             return Ok((*protocol, version));
@@ -108,7 +125,7 @@ fn upgrade_headers(target: &'static str) -> HeaderMap {
     headers
 }
 
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+pub(crate) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
 }
 

@@ -3,7 +3,7 @@
 //! Source: SPDY protocol, draft 3.1. As in client-go's peers, `WINDOW_UPDATE` is neither sent nor heeded: TCP's own window
 //! bounds what is in flight, and bounded queues bound what is here.
 
-mod frame;
+pub(crate) mod frame;
 
 use std::time::Duration;
 

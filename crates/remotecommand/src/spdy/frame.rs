@@ -19,6 +19,7 @@ const GOAWAY: u16 = 7;
 const HEADERS: u16 = 8;
 const FLAG_FIN: u8 = 1;
 const STATUS_REFUSED_STREAM: u32 = 3;
+const STATUS_CANCEL: u32 = 5;
 const STREAM_ID_MASK: u32 = 0x7fff_ffff;
 const HEAD_BYTES: usize = 8;
 
@@ -27,7 +28,7 @@ const HEADER_BLOCK_BYTES_MAX: usize = 64 * 1024;
 
 /// A frame as far as remote commands need it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum SpdyFrame {
+pub(crate) enum SpdyFrame {
     SynStream {
         id: u32,
         fin: bool,
@@ -53,19 +54,19 @@ fn broken(detail: impl Into<String>) -> StreamError {
     StreamError::Protocol { protocol: "SPDY/3.1", detail: detail.into() }
 }
 
-pub(super) struct FrameReader<R> {
+pub(crate) struct FrameReader<R> {
     io: R,
     buffer: BytesMut,
     inflate: Decompress,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    pub(super) fn new(io: R) -> Self {
+    pub(crate) fn new(io: R) -> Self {
         FrameReader { io, buffer: BytesMut::with_capacity(HEAD_BYTES), inflate: Decompress::new(true) }
     }
 
     /// The next frame; `None` at the end of the connection, also in the middle of a frame: the peer is gone.
-    pub(super) async fn next(&mut self) -> Result<Option<SpdyFrame>, StreamError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<SpdyFrame>, StreamError> {
         if !self.fill(HEAD_BYTES).await? {
             return Ok(None);
         }
@@ -178,18 +179,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-pub(super) struct FrameWriter<W> {
-    pub(super) io: W,
+pub(crate) struct FrameWriter<W> {
+    pub(crate) io: W,
     deflate: Compress,
     primed: bool,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
-    pub(super) fn new(io: W) -> Self {
+    pub(crate) fn new(io: W) -> Self {
         FrameWriter { io, deflate: Compress::new(Compression::default(), true), primed: false }
     }
 
-    pub(super) async fn syn_stream(&mut self, id: u32, headers: &[(&str, &str)]) -> Result<(), StreamError> {
+    pub(crate) async fn syn_stream(&mut self, id: u32, headers: &[(&str, &str)]) -> Result<(), StreamError> {
         let mut body = BytesMut::new();
         body.put_u32(id);
         body.put_u32(0);
@@ -198,29 +199,37 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         self.control(SYN_STREAM, &body).await
     }
 
-    pub(super) async fn syn_reply(&mut self, id: u32) -> Result<(), StreamError> {
+    pub(crate) async fn syn_reply(&mut self, id: u32) -> Result<(), StreamError> {
         let mut body = BytesMut::new();
         body.put_u32(id);
         body.extend_from_slice(&self.compress(&[])?);
         self.control(SYN_REPLY, &body).await
     }
 
-    pub(super) async fn refuse(&mut self, id: u32) -> Result<(), StreamError> {
+    pub(crate) async fn refuse(&mut self, id: u32) -> Result<(), StreamError> {
+        self.rst_stream(id, STATUS_REFUSED_STREAM).await
+    }
+
+    pub(crate) async fn reset(&mut self, id: u32) -> Result<(), StreamError> {
+        self.rst_stream(id, STATUS_CANCEL).await
+    }
+
+    async fn rst_stream(&mut self, id: u32, status: u32) -> Result<(), StreamError> {
         let mut body = BytesMut::new();
         body.put_u32(id);
-        body.put_u32(STATUS_REFUSED_STREAM);
+        body.put_u32(status);
         self.control(RST_STREAM, &body).await
     }
 
-    pub(super) async fn ping(&mut self, id: u32) -> Result<(), StreamError> {
+    pub(crate) async fn ping(&mut self, id: u32) -> Result<(), StreamError> {
         self.control(PING, &id.to_be_bytes()).await
     }
 
-    pub(super) async fn go_away(&mut self) -> Result<(), StreamError> {
+    pub(crate) async fn go_away(&mut self) -> Result<(), StreamError> {
         self.control(GOAWAY, &[0; 8]).await
     }
 
-    pub(super) async fn data(&mut self, id: u32, bytes: &[u8], fin: bool) -> Result<(), StreamError> {
+    pub(crate) async fn data(&mut self, id: u32, bytes: &[u8], fin: bool) -> Result<(), StreamError> {
         let flags = if fin { FLAG_FIN } else { 0 };
         self.frame(id & STREAM_ID_MASK, flags, bytes).await
     }
