@@ -41,6 +41,7 @@ const ROOTS: &[&str] = &[
     "authorization.v1.LocalSubjectAccessReview",
     "authorization.v1.SelfSubjectRulesReview",
     "autoscaling.v1.Scale",
+    "policy.v1.Eviction",
     "meta.v1.Status",
     "meta.v1.DeleteOptions",
     "meta.v1.WatchEvent",

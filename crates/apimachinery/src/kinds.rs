@@ -170,11 +170,16 @@ impl KindFacts {
 }
 
 /// Kinds that are no resource of their own: bodies of subresources and options.
-const BODIES: &[(&str, &str, &str)] =
-    &[("autoscaling", "v1", "Scale"), ("authentication.k8s.io", "v1", "TokenRequest"), ("", "v1", "DeleteOptions"), ("", "v1", "Status")];
+const BODIES: &[(&str, &str, &str)] = &[
+    ("autoscaling", "v1", "Scale"),
+    ("authentication.k8s.io", "v1", "TokenRequest"),
+    ("policy", "v1", "Eviction"),
+    ("", "v1", "DeleteOptions"),
+    ("", "v1", "Status"),
+];
 
 /// Subresources that upstream has and Coracle does not serve; discovery does not list them.
-const UNSERVED: &[&str] = &["ephemeralcontainers", "eviction", "portforward", "proxy", "resize"];
+const UNSERVED: &[&str] = &["proxy", "resize"];
 
 fn facts() -> &'static [KindFacts] {
     static FACTS: OnceLock<Vec<KindFacts>> = OnceLock::new();
@@ -238,7 +243,7 @@ pub fn by_resource(group: &str, version: &str, resource: &str) -> Option<&'stati
     all().find(|facts| facts.resource == resource && facts.group == group && facts.version == version)
 }
 
-/// The kind with this group, version and name, bodies of subresources (Scale, TokenRequest, DeleteOptions, Status) included.
+/// The kind with this group, version and name, bodies of subresources (Scale, TokenRequest, Eviction, DeleteOptions, Status) included.
 pub fn by_kind(group: &str, version: &str, kind: &str) -> Option<&'static KindFacts> {
     facts().iter().find(|facts| facts.kind == kind && facts.group == group && facts.version == version)
 }

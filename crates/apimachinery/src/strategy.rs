@@ -232,6 +232,25 @@ pub fn prepare_status_update(kind: &KindFacts, object: &mut Value, old: &Value) 
     }
 }
 
+/// Prepares a Pod for an update through `ephemeralcontainers`: all else of it is the old object's.
+pub fn prepare_ephemeral_containers(object: &mut Value, old: &Value) {
+    keep_system_metadata(object, old);
+    for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        keep_metadata(object, old, key);
+    }
+    let containers = take(object, "/spec/ephemeralContainers");
+    keep(object, old, "spec");
+    keep(object, old, "status");
+    if let Some(Value::Object(spec)) = object.get_mut("spec") {
+        match containers {
+            Some(containers) => spec.insert("ephemeralContainers".to_owned(), containers),
+            None => spec.remove("ephemeralContainers"),
+        };
+    }
+    drop_disabled(object);
+    bump_if(object, old, object.get("spec") != old.get("spec"));
+}
+
 /// Prepares a Namespace for an update through `finalize`: the status is the old object's.
 pub fn prepare_finalize(object: &mut Value, old: &Value) {
     keep_system_metadata(object, old);

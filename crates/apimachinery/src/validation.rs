@@ -7,6 +7,7 @@
 mod apps;
 mod container;
 mod core;
+mod ephemeral;
 mod meta;
 mod pod;
 mod pod_update;
@@ -66,6 +67,14 @@ pub fn update_status(kind: &KindFacts, object: &Value, old: &Value) -> Vec<Field
         ("apps", "ReplicaSet") => apps::replica_set_status(&mut errors, object),
         _ => {}
     }
+    errors.into_list()
+}
+
+/// The errors of a pod's update from `old` through `ephemeralcontainers`.
+pub fn update_ephemeral_containers(kind: &KindFacts, object: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    meta::update(&mut errors, kind, object, old);
+    ephemeral::update(&mut errors, object, old);
     errors.into_list()
 }
 

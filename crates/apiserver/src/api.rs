@@ -20,6 +20,7 @@ use crate::cache::Cache;
 use crate::cluster_ip::Allocator;
 use crate::leases::EventLeases;
 use crate::lookup::Lookup;
+use crate::metrics::Looks;
 use crate::negotiate::Accepted;
 use crate::proxy::Kubelets;
 use crate::request::{Query, RequestInfo};
@@ -47,6 +48,8 @@ pub struct Api {
     pub services: Arc<Allocator>,
     /// The way to kubelets.
     pub kubelets: Kubelets,
+    /// The last looks at what nodes use.
+    pub looks: Looks,
     /// Leases that end events.
     pub event_leases: EventLeases,
     /// Where clients reach the server: `10.0.0.1:6443`.

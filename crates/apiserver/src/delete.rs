@@ -14,7 +14,7 @@ use crate::admission::{self, Operation};
 use crate::api::Ctx;
 use crate::reply::{self, Body, ListMeta};
 use crate::request::RequestInfo;
-use crate::write::{Step, Stored, answer, guaranteed_update};
+use crate::write::{Step, Stored, answer, decode, guaranteed_update};
 use crate::{negotiate, object, read, tables};
 
 const ORPHAN: &str = "orphan";
@@ -247,6 +247,46 @@ pub async fn delete(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status
     reply::value(200, crate::write::plain(ctx), &status)
 }
 
+/// What an eviction makes of a pod: it is told why it goes, and deleted (`pkg/registry/core/pod/storage/eviction.go`).
+fn plan_eviction(facts: &KindFacts, old: &Value, options: &Options, now: Timestamp) -> Step {
+    let mut told = old.clone();
+    let condition = json!({"type": "DisruptionTarget", "status": "True", "lastProbeTime": null,
+        "lastTransitionTime": format_seconds(now), "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"});
+    if let Value::Object(status) = &mut told["status"]
+        && let Value::Array(conditions) = status.entry("conditions").or_insert_with(|| json!([]))
+    {
+        let was_told = conditions.iter().any(|found| found["type"] == "DisruptionTarget" && found["status"] == "True");
+        if !was_told {
+            conditions.retain(|found| found["type"] != "DisruptionTarget");
+            conditions.push(condition);
+        }
+    }
+    plan(facts, &told, options, now)
+}
+
+/// POST of an Eviction to `pods/NAME/eviction`: a deletion with its preconditions. No PodDisruptionBudget can forbid it, for that
+/// kind is not served.
+pub async fn evict(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
+    let mut warnings = Vec::new();
+    let eviction = decode(ctx, body, &Gvk::new("policy/v1", "Eviction"), &mut warnings)?;
+    if object::name(&eviction) != ctx.info.name {
+        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+    }
+    let mut options = Options::from_value(eviction.get("deleteOptions").unwrap_or(&Value::Null))?;
+    options.dry_run |= ctx.dry_run()?;
+    admission::admit(&ctx.admission(Operation::Create, &ctx.info.name, None), Some(&mut eviction.clone()))?;
+    let facts = ctx.resource.facts;
+    guaranteed_update(ctx, options.dry_run, |old| {
+        options.check(facts, &ctx.info.name, old)?;
+        Ok(plan_eviction(facts, old, &options, ctx.now))
+    })
+    .await?;
+    let answer = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    let mut response = reply::value(201, crate::write::plain(ctx), &answer)?;
+    reply::warn(&mut response, &warnings);
+    Ok(response)
+}
+
 /// DELETE of a collection: of each object that the selectors match.
 pub async fn collection(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status> {
     let options = Options::read(ctx, body)?;
@@ -301,6 +341,18 @@ mod tests {
         let shorter = Options { grace_seconds: Some(5), ..Options::default() };
         assert_eq!(run(&new, &shorter).1["metadata"]["deletionTimestamp"], "1970-01-01T00:16:45Z");
         assert!(run(&new, &Options { grace_seconds: Some(0), ..Options::default() }).0);
+    }
+
+    #[test]
+    fn the_evicted_are_told_why() {
+        let facts = apimachinery::kinds::by_kind("", "v1", "Pod").expect("served");
+        let mut old = pod("n");
+        old["status"] = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        let Step::Put(new) = plan_eviction(facts, &old, &Options::default(), Timestamp::from_second(1_000).expect("time")) else {
+            panic!("a running pod is given time")
+        };
+        assert_eq!(new["status"]["conditions"][1]["reason"], "EvictionByEvictionAPI");
+        assert_eq!(new["metadata"]["deletionGracePeriodSeconds"], 20);
     }
 
     #[test]

@@ -9,11 +9,16 @@ use http::{HeaderMap, Response};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::metrics;
 use crate::negotiate::{accept_header, clauses};
 use crate::reply::{self, Body};
 
 /// Subresources that this server carries out; what it does not is not offered.
-const SUBRESOURCES: &[&str] = &["status", "scale", "binding", "token", "finalize", "log", "exec", "attach", "portforward"];
+const SUBRESOURCES: &[&str] =
+    &["status", "scale", "binding", "token", "finalize", "log", "exec", "attach", "portforward", "ephemeralcontainers", "eviction"];
+
+/// What can be done with metrics.
+const METRICS_VERBS: [&str; 2] = ["get", "list"];
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
@@ -32,6 +37,7 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
             None => found.push((&facts.group, vec![&facts.version])),
         }
     }
+    found.push((metrics::GROUP, vec![metrics::VERSION]));
     found
 }
 
@@ -80,7 +86,11 @@ fn aggregated_group(group: &str, versions: &[&str]) -> Value {
     let versions: Vec<Value> = versions
         .iter()
         .map(|version| {
-            let resources: Vec<Value> = of_version(group, version).map(aggregated_resource).collect();
+            let metrics = metrics::RESOURCES.iter().filter(|_| group == metrics::GROUP).map(|(resource, kind, namespaced)| {
+                json!({"resource": resource, "responseKind": {"group": group, "version": version, "kind": kind},
+                    "scope": if *namespaced { "Namespaced" } else { "Cluster" }, "singularResource": "", "verbs": METRICS_VERBS})
+            });
+            let resources: Vec<Value> = of_version(group, version).map(aggregated_resource).chain(metrics).collect();
             json!({"version": version, "resources": resources, "freshness": "Current"})
         })
         .collect();
@@ -137,6 +147,9 @@ fn resource_list(group: &str, version: &str) -> Option<Value> {
             }
             resources.push(entry);
         }
+    }
+    for (resource, kind, namespaced) in metrics::RESOURCES.iter().filter(|_| (group, version) == (metrics::GROUP, metrics::VERSION)) {
+        resources.push(json!({"name": resource, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": METRICS_VERBS}));
     }
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     if resources.is_empty() {

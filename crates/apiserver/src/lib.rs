@@ -29,6 +29,7 @@ mod escalation;
 mod impersonation;
 mod leases;
 pub mod lookup;
+mod metrics;
 pub mod names;
 mod negotiate;
 mod object;
@@ -228,6 +229,7 @@ fn build(config: &Config, parts: Parts, store: Arc<dyn Store>, port: u16, closin
         audiences: config.audiences(),
         services: Arc::new(Allocator::new(config.service_cluster_ip_range, config.service_node_port_range.clone())),
         kubelets: parts.kubelets,
+        looks: metrics::Looks::default(),
         event_leases: EventLeases::new(config.event_ttl),
         advertise: format!("{}:{port}", config.advertised()),
         places: tokio::sync::Semaphore::new(config.max_requests_inflight),

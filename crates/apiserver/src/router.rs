@@ -20,7 +20,7 @@ use crate::authz::{Attributes, Decision, forbidden};
 use crate::negotiate::{self, Accepted};
 use crate::reply::{self, Body};
 use crate::request::{self, Query, RequestInfo};
-use crate::{delete, discovery, impersonation, proxy, read, reviews, subresources, watch, write};
+use crate::{delete, discovery, impersonation, metrics, proxy, read, reviews, subresources, watch, write};
 
 /// The largest body (upstream's `MaxRequestBodyBytes`).
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -94,6 +94,10 @@ async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, slot: &mut Option<Reques
     }
     if !info.is_resource {
         return fixed(api, &path, &query, request.headers());
+    }
+    if info.group == metrics::GROUP {
+        let answer = tokio::time::timeout(api.request_timeout, metrics::answer(api, &info, &query)).await;
+        return answer.unwrap_or_else(|_| Err(Status::timeout("request did not complete within the allotted timeout", 0)));
     }
     let Some(resource) = resource else {
         // A group that is served answers by a Status, also for versions that it lacks.
@@ -306,9 +310,10 @@ async fn dispatch(ctx: &Ctx<'_>, body: &[u8]) -> Result<Response<Body>, Status> 
         ("scale", _) => subresources::scale(ctx, body).await,
         ("binding", _) => subresources::bind(ctx, body).await,
         ("token", _) => subresources::token(ctx, body).await,
-        ("status" | "finalize", "get") => read::get(ctx).await,
-        ("status" | "finalize", "update") => write::update(ctx, body).await,
-        ("status" | "finalize", "patch") => write::patch(ctx, body).await,
+        ("eviction", _) => delete::evict(ctx, body).await,
+        ("status" | "finalize" | "ephemeralcontainers", "get") => read::get(ctx).await,
+        ("status" | "finalize" | "ephemeralcontainers", "update") => write::update(ctx, body).await,
+        ("status" | "finalize" | "ephemeralcontainers", "patch") => write::patch(ctx, body).await,
         _ => unsupported(),
     }
 }

@@ -383,7 +383,7 @@ pub fn prepare_update(ctx: &Ctx<'_>, old: &Value, mut new: Value) -> Result<Step
         };
     }
     defaulting::default(facts, &mut new);
-    if ctx.info.subresource.is_empty() {
+    if changes_spec(ctx) {
         invalid(ctx, &new, &support::check_update(facts, &new, old).0)?;
     }
     let request = ctx.admission(Operation::Update, &ctx.info.name, Some(old));
@@ -391,10 +391,12 @@ pub fn prepare_update(ctx: &Ctx<'_>, old: &Value, mut new: Value) -> Result<Step
     match ctx.info.subresource.as_str() {
         "status" => strategy::prepare_status_update(facts, &mut new, old),
         "finalize" => strategy::prepare_finalize(&mut new, old),
+        "ephemeralcontainers" => strategy::prepare_ephemeral_containers(&mut new, old),
         _ => strategy::prepare_update(facts, &mut new, old),
     }
     let errors = match ctx.info.subresource.as_str() {
         "status" => validation::update_status(facts, &new, old),
+        "ephemeralcontainers" => validation::update_ephemeral_containers(facts, &new, old),
         _ => validation::update(facts, &new, old),
     };
     invalid(ctx, &new, &errors)?;
@@ -419,9 +421,14 @@ fn stored_step(ctx: &Ctx<'_>, step: Step) -> Result<Step, Status> {
     })
 }
 
+/// Whether a request may change what an object asks for, so that its fields are looked at.
+fn changes_spec(ctx: &Ctx<'_>) -> bool {
+    matches!(ctx.info.subresource.as_str(), "" | "ephemeralcontainers")
+}
+
 /// Warnings of fields that an update sets and the system does not carry out.
 fn field_warnings(ctx: &Ctx<'_>, new: &Value, old: &Value) -> Vec<String> {
-    if ctx.info.subresource.is_empty() { support::check_update(ctx.resource.facts, new, old).1 } else { Vec::new() }
+    if changes_spec(ctx) { support::check_update(ctx.resource.facts, new, old).1 } else { Vec::new() }
 }
 
 /// PUT of an object, or of its status or finalizers.

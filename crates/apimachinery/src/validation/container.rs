@@ -90,7 +90,7 @@ pub(super) fn init_containers(errors: &mut Errors, spec: &Value, context: &Conte
     }
 }
 
-fn common(errors: &mut Errors, container: &Value, context: &Context<'_>, path: &Path<'_>) {
+pub(super) fn common(errors: &mut Errors, container: &Value, context: &Context<'_>, path: &Path<'_>) {
     let name = text(container, "name");
     if name.is_empty() {
         errors.required(&path.child("name"), "");

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::container::{self, Context};
 use super::support::{Errors, Path, flag, get, list, number, text};
-use super::{meta, scheduling, security, volume};
+use super::{ephemeral, meta, scheduling, security, volume};
 use crate::formats;
 
 /// A pod to be created; its metadata is checked before.
@@ -89,6 +89,7 @@ fn pod_spec(errors: &mut Errors, spec: &Value, is_pod: bool, path: &Path<'_>) {
     };
     container::containers(errors, spec, &context, &path.child("containers"));
     container::init_containers(errors, spec, &context, &path.child("initContainers"));
+    ephemeral::containers(errors, spec, &context, &path.child("ephemeralContainers"));
     host_network(errors, spec, is_pod, path);
     errors.one_of(&path.child("restartPolicy"), text(spec, "restartPolicy"), &["Always", "OnFailure", "Never"]);
     let dns_policies = &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];

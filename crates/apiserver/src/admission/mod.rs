@@ -81,7 +81,9 @@ pub fn admit(request: &Request, object: Option<&mut Value>) -> Result<(), Status
 /// The validating phase: on the object as it will be stored.
 pub fn validate(request: &Request, object: Option<&Value>) -> Result<(), Status> {
     let Some(object) = object else { return Ok(()) };
-    if request.is("", "pods") && request.subresource.is_empty() && request.operation == Operation::Create {
+    let creates = request.subresource.is_empty() && request.operation == Operation::Create;
+    let adds_containers = request.subresource == "ephemeralcontainers" && request.operation == Operation::Update;
+    if request.is("", "pods") && (creates || adds_containers) {
         service_account::validate(request, object)?;
     }
     if request.is("scheduling.k8s.io", "priorityclasses") && request.operation != Operation::Delete {

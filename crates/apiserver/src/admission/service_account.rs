@@ -101,7 +101,7 @@ fn validate_mirror(request: &Request, pod: &Value) -> Result<(), Status> {
 fn secret_names(pod: &Value) -> Vec<&str> {
     let mut names: Vec<&str> = items(pod, "/spec/volumes").iter().map(|volume| text(volume, "/secret/secretName")).collect();
     names.extend(items(pod, "/spec/imagePullSecrets").iter().map(|reference| text(reference, "/name")));
-    for list in ["/spec/initContainers", "/spec/containers"] {
+    for list in ["/spec/initContainers", "/spec/containers", "/spec/ephemeralContainers"] {
         for container in items(pod, list) {
             names.extend(items(container, "/env").iter().map(|env| text(env, "/valueFrom/secretKeyRef/name")));
             names.extend(items(container, "/envFrom").iter().map(|source| text(source, "/secretRef/name")));

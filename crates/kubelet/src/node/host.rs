@@ -3,6 +3,9 @@
 use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 
+/// Ticks a second in which the kernel tells times; the same on every architecture that we run on (time(7)).
+const USER_HZ: f64 = 100.0;
+
 /// The architecture in Go's word.
 pub fn go_arch() -> &'static str {
     match std::env::consts::ARCH {
@@ -28,6 +31,17 @@ fn meminfo(text: &str, field: &str) -> Option<i64> {
     let line = text.lines().find(|l| l.starts_with(field))?;
     let kib: i64 = line.split_whitespace().nth(1)?.parse().ok()?;
     kib.checked_mul(1024)
+}
+
+/// Processor time that the host has spent on work since its start, in seconds.
+pub fn cpu_seconds() -> Option<f64> {
+    busy_ticks(&line_of("/proc/stat")).map(|ticks| ticks as f64 / USER_HZ)
+}
+
+/// The busy ones of the first line of /proc/stat: user, nice, system, irq, softirq, steal (proc_stat(5)).
+fn busy_ticks(line: &str) -> Option<u64> {
+    let ticks: Vec<u64> = line.strip_prefix("cpu ")?.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    (ticks.len() >= 8).then(|| ticks[..3].iter().chain(&ticks[5..8]).sum())
 }
 
 /// CPUs that this process may use.
@@ -126,4 +140,15 @@ pub fn hugepage_sizes() -> Vec<String> {
             k => format!("{k}KB"),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_and_waiting_are_no_work() {
+        assert_eq!(busy_ticks("cpu  1 2 4 1000 2000 8 16 32 0 0"), Some(63));
+        assert_eq!(busy_ticks("cpu 1 2"), None);
+    }
 }

@@ -3,6 +3,7 @@
 
 mod auth;
 mod logs;
+mod resource_metrics;
 mod stats;
 mod stream;
 
@@ -186,6 +187,11 @@ async fn handle(state: &Arc<State>, certificate_user: Option<auth::User>, reques
         ["healthz"] | ["healthz", "ping" | "syncloop" | "log"] if is_get => Ok(text(StatusCode::OK, "ok".to_owned())),
         ["pods"] if is_get => Ok(json(&pod_list(state))),
         ["stats", "summary"] if is_get => Ok(json(&stats::summary(&state.kubelet, &state.pods).await?)),
+        ["metrics", "resource"] if is_get => {
+            let mut reply = text(StatusCode::OK, resource_metrics::text(&state.kubelet, &state.pods).await);
+            reply.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(resource_metrics::MEDIA_TYPE));
+            Ok(reply)
+        }
         ["containerLogs", namespace, pod, container] if is_get => {
             logs::serve(state, namespace, pod, container, request.uri().query().unwrap_or("")).await
         }
