@@ -24,6 +24,7 @@ fn wrong_objects_are_refused_by_the_client_or_the_server() -> Result<()> {
         ("unknown-kind", "apiVersion: v1\nkind: Pox\nmetadata:\n  name: x\n", "the server has no Pox in v1"),
         ("invalid-name", "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: X_\n", "metadata.name: Invalid value: \"X_\""),
         ("no-containers", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\nspec:\n  containers: []\n", "spec.containers: Required value"),
+        ("unknown-field", "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: x\nunknown: 1\n", "unknown field \"unknown\""),
         ("requests-above-limits", include_str!("../data/requests_above_limits.yaml"), "must be less than or equal to memory limit of 32Mi"),
     ];
     for (name, text, error) in cases {

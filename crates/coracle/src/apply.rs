@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams, PostParams, ValidationDirective};
 use kube::core::{DynamicObject, GroupVersionKind, TypeMeta};
 use kube::discovery::{ApiResource, Scope, pinned_kind};
 use kube::{Api, Client};
@@ -101,16 +101,26 @@ async fn apply(client: &Client, namespace: &str, object: DynamicObject) -> Resul
     let api = api(client, &resource, capabilities.scope == Scope::Namespaced, object.metadata.namespace.as_deref().unwrap_or(namespace));
     let exists = api.get_opt(&name).await.with_context(|| format!("failed to get {} {name}", resource.plural))?.is_some();
     let verb = if exists {
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let field_validation = Some(ValidationDirective::Strict);
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), field_validation, ..PatchParams::default() };
         api.patch(&name, &params, &Patch::Merge(&object)).await.with_context(|| format!("failed to patch {} {name}", resource.plural))?;
         "configured"
     } else {
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-        api.create(&params, &object).await.with_context(|| format!("failed to create {} {name}", resource.plural))?;
+        create(client, &api, &object).await.with_context(|| format!("failed to create {} {name}", resource.plural))?;
         "created"
     };
     println!("{}/{name} {verb}", resource.plural);
     Ok((api, types, name))
+}
+
+/// Creates an object; the server refuses it if it has fields that are unknown or doubled, as kubectl asks it to.
+async fn create(client: &Client, api: &Api<DynamicObject>, object: &DynamicObject) -> Result<()> {
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    let mut request = kube::core::Request::new(api.resource_url()).create(&params, serde_json::to_vec(object)?)?;
+    // kube has this parameter for patches only.
+    *request.uri_mut() = format!("{}&fieldValidation=Strict", request.uri()).parse().context("failed to extend the request's address")?;
+    client.request::<DynamicObject>(request).await?;
+    Ok(())
 }
 
 fn api(client: &Client, resource: &ApiResource, namespaced: bool, namespace: &str) -> Api<DynamicObject> {
