@@ -1,6 +1,7 @@
 //! What the tests do with the real kubectl: every command, its output checked. A cluster of any form can be put under it.
 
 mod sessions;
+mod streams;
 
 pub use sessions::over_a_restart;
 
@@ -57,7 +58,8 @@ pub fn commands(cluster: &Cluster, kubectl: &Path) -> Result<()> {
     sessions::check(cluster, kubectl)?;
     play(cluster, kubectl, &pods_end())?;
     play(cluster, kubectl, &objects())?;
-    play(cluster, kubectl, &edits(cluster.folder())?)
+    play(cluster, kubectl, &edits(cluster.folder())?)?;
+    streams::check(cluster, kubectl)
 }
 
 fn discovery() -> Vec<Step> {
