@@ -50,6 +50,8 @@ const EXEC: &[Parameter] = &[
     ("tty", "boolean"),
 ];
 
+const PORT_FORWARD: &[Parameter] = &[("ports", "integer")];
+
 fn parameter((name, kind): &Parameter) -> Value {
     json!({"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": true}})
 }
@@ -222,6 +224,8 @@ fn subresource_operations(subject: &Subject<'_>, kind: &KindFacts, sub: &Subreso
             EXEC
         } else if sub.name == "attach" {
             &EXEC[1..]
+        } else if sub.name == "portforward" {
+            PORT_FORWARD
         } else {
             &[]
         };
