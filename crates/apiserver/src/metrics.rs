@@ -143,7 +143,7 @@ fn usage(first: Option<&Point>, second: &Point) -> Option<Usage> {
         return None;
     }
     // A rate in billionths of a processor; the casts saturate.
-    let nanos = (seconds / window_ms as f64 * 1e12) as i64;
+    let nanos = (seconds / window_ms as f64 * 1e12).round() as i64;
     let cpu = format!("{nanos}n").parse::<Quantity>().ok()?.to_string();
     let memory = Quantity::from_units(second.memory_bytes? as i64, Format::BinarySi).to_string();
     Some(Usage { cpu, memory, at_ms: second.at_ms, window_ms })
