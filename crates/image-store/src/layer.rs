@@ -57,7 +57,12 @@ fn compare(object: &str, expected: &Digest, actual: &Digest) -> Result<(), Error
     Err(Error::Digest { object: object.to_owned(), expected: expected.to_string(), actual: actual.to_string() })
 }
 
-fn unpack_stream(packed: &mut impl Read, root: std::os::fd::OwnedFd, expected: &Expected, name: &str) -> Result<(Unpacked, Digest), Error> {
+pub(crate) fn unpack_stream(
+    packed: &mut impl Read,
+    root: std::os::fd::OwnedFd,
+    expected: &Expected,
+    name: &str,
+) -> Result<(Unpacked, Digest), Error> {
     let refuse = |e: io::Error| Error::Layer { layer: name.to_owned(), why: e.to_string() };
     let mut packed = BufReader::with_capacity(READ_BUFFER_BYTES, packed);
     let head = packed.fill_buf().map_err(refuse)?;

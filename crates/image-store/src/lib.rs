@@ -12,6 +12,8 @@
 
 mod disk;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod import;
 mod layer;
 mod media;

@@ -3,7 +3,7 @@
 //! Facts: OCI distribution-spec 1.1 "Pull"; distribution's token authentication (docs/content/spec/auth/{token,oauth}.md); RFC 9110 (Range,
 //! WWW-Authenticate).
 
-mod challenge;
+pub(crate) mod challenge;
 mod hosts;
 mod transport;
 

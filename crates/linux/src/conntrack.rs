@@ -102,7 +102,7 @@ fn port(proto: &[u8], which: u16) -> u16 {
     find(proto, which).and_then(|port| port.try_into().ok()).map_or(0, u16::from_be_bytes)
 }
 
-fn parse(attributes: &[u8]) -> Option<Flow> {
+pub(crate) fn parse(attributes: &[u8]) -> Option<Flow> {
     let tuple = find(attributes, TUPLE_ORIG)?;
     let proto = find(tuple, TUPLE_PROTO)?;
     let reply = find(attributes, TUPLE_REPLY)?;

@@ -3,6 +3,9 @@
 //! Only what rtnetlink, nfnetlink and ctnetlink need. A [`Socket`] belongs to the network namespace of the thread that opened
 //! it, wherever it is used later. Facts: `include/uapi/linux/netlink.h`, netlink(7).
 
+#[cfg(test)]
+mod fuzz;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 

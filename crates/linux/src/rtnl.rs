@@ -339,7 +339,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(trim_nul(bytes)).into_owned()
 }
 
-fn parse_link(payload: &[u8]) -> Option<Link> {
+pub(crate) fn parse_link(payload: &[u8]) -> Option<Link> {
     let mut link = Link {
         index: word(payload.get(4..)?)?,
         name: String::new(),
@@ -368,7 +368,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
     Some(link)
 }
 
-fn parse_address(payload: &[u8]) -> Option<Address> {
+pub(crate) fn parse_address(payload: &[u8]) -> Option<Address> {
     let prefix_len = *payload.get(1)?;
     let index = word(payload.get(4..)?)?;
     let (mut local, mut peer) = (None, None);

@@ -19,6 +19,9 @@ use crate::spec::{self, Spec};
 const O_PATH: i32 = 0o10_000_000;
 const O_DIRECTORY: i32 = 0o200_000;
 const O_NOFOLLOW: i32 = 0o400_000;
+const O_CREAT: i32 = 0o100;
+const O_EXCL: i32 = 0o200;
+const O_WRONLY: i32 = 0o1;
 
 /// One mount, ready to be made.
 struct Planned {
@@ -359,22 +362,18 @@ impl Plan {
     /// When there is something at `/dev/console` that is no file.
     pub fn mount_console(&self, slave: BorrowedFd<'_>) -> Result<()> {
         let dev = linux::fs::make_directories_in_root(self.root(), Path::new("/dev"))?;
-        let flags = 0o100 | 0o1; // O_CREAT | O_WRONLY
-        match linux::fs::open_beneath(dev.as_fd(), Path::new("console"), flags | O_NOFOLLOW, 0o620) {
-            Ok(_) => {}
-            // A device node of the image, which is covered.
-            Err(e) if e.is(ENXIO) || e.is(EIO) => {}
-            Err(e) => return Err(e.into()),
+        // What is there already is not opened: a FIFO would block, a device might act on it.
+        match linux::fs::open_beneath(dev.as_fd(), Path::new("console"), O_CREAT | O_EXCL | O_WRONLY, 0o620) {
+            Err(e) if !e.is(EEXIST) => return Err(e.into()),
+            _ => {}
         }
-        let target = linux::fs::open_beneath(dev.as_fd(), Path::new("console"), O_PATH | O_NOFOLLOW, 0)?;
+        let target = linux::fs::open_beneath(dev.as_fd(), Path::new("console"), O_PATH, 0)?;
         let tree = mount::clone_tree_fd(slave, false)?;
         Ok(mount::attach(tree.as_fd(), target.as_fd())?)
     }
 }
 
 const ENOENT: i32 = 2;
-const EIO: i32 = 5;
-const ENXIO: i32 = 6;
 const EEXIST: i32 = 17;
 const ENOTDIR: i32 = 20;
 

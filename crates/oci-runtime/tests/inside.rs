@@ -295,26 +295,6 @@ fn a_terminal_is_handed_over() {
     bundle.assert_nothing_left();
 }
 
-#[test]
-fn no_directory_of_the_host_is_the_working_directory() {
-    if !available("no_directory_of_the_host_is_the_working_directory") {
-        return;
-    }
-    // CVE-2024-21626: a descriptor that the runtime holds on a directory of the host.
-    let mut bundle = Bundle::new("cwd");
-    fs::write(bundle.path("rootfs/etc/mark"), "").expect("a mark");
-    bundle.shell("readlink /proc/self/cwd");
-    for number in 3..40 {
-        bundle.config["process"]["cwd"] = json!(format!("/proc/self/fd/{number}"));
-        let answer = bundle.run(&["run", "--bundle", ".", "c"]);
-        if answer.code == 0 {
-            let inside = bundle.path("rootfs").join(answer.out.trim().trim_start_matches('/'));
-            assert!(inside.is_dir() || answer.out.starts_with("/proc") || answer.out.starts_with("/sys"), "{number}: {answer:?}");
-        }
-        bundle.assert_nothing_left();
-    }
-}
-
 fn read_until(master: &mut fs::File, end: &str) -> String {
     use std::io::Read;
     let mut text = String::new();
@@ -324,33 +304,4 @@ fn read_until(master: &mut fs::File, end: &str) -> String {
         text.push_str(&String::from_utf8_lossy(&buffer[..length]));
     }
     text.trim_end().to_owned()
-}
-
-#[test]
-fn the_runtime_is_out_of_reach() {
-    if !available("the_runtime_is_out_of_reach") {
-        return;
-    }
-    let mut bundle = Bundle::new("exe");
-    privileged(&mut bundle);
-    // The process that waits at the gate still executes the runtime; another one in the container opens it, keeps it
-    // open until nobody executes it, and then writes (CVE-2019-5736).
-    bundle.shell("exec sleep 1000");
-    bundle.run(&["create", "--bundle", ".", "c"]).ok();
-    let process = json!({ "args": ["sh", "-c", "exec 3</proc/1/exe && echo open; touch /go; while grep -q coracle /proc/1/comm; do sleep 0.01; done; echo x > /proc/self/fd/3"],
-        "cwd": "/", "env": ["PATH=/bin"], "capabilities": { "bounding": ALL_CAPS, "effective": ALL_CAPS, "permitted": ALL_CAPS } });
-    fs::write(bundle.path("process.json"), process.to_string()).expect("process.json");
-    let attack = bundle
-        .command(&["exec", "--process", "process.json", "c"])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("exec");
-    eventually("the attacker is ready", || bundle.path("rootfs/go").exists());
-    bundle.run(&["start", "c"]).ok();
-    let output = attack.wait_with_output().expect("ended");
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(support::text(&output).contains("open") && errors.contains("Read-only file system"), "{output:?}");
-    bundle.run(&["delete", "--force", "c"]).ok();
-    bundle.assert_nothing_left();
 }

@@ -4,6 +4,8 @@
 
 mod conf;
 mod exec;
+#[cfg(test)]
+mod fuzz;
 
 use std::net::IpAddr;
 
