@@ -72,7 +72,8 @@ pub struct Containerd<'a> {
     daemon: Child,
     /// The image's name.
     pub image: String,
-    registry: Registry,
+    /// Serves it.
+    _registry: Registry,
 }
 
 /// Runs `test` with a containerd of this release. All is removed, also when the test fails; nothing may be left before. `None`: skipped.
@@ -118,7 +119,7 @@ impl<'a> Containerd<'a> {
         command.arg("--config").arg(folder.join("config.toml")).env("PATH", std::env::join_paths(path)?);
         command.env("TMPDIR", folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let daemon = command.spawn().context("failed to run containerd")?;
-        let mut containerd = Containerd { host, folder, release, daemon, image, registry };
+        let mut containerd = Containerd { host, folder, release, daemon, image, _registry: registry };
         let up = containerd.await_up().and_then(|()| containerd.ctr(&["images", "pull", "--plain-http", &containerd.image]));
         match up {
             Ok(output) if output.status.success() => Ok(containerd),
@@ -142,6 +143,37 @@ impl<'a> Containerd<'a> {
     /// The socket of all its services, CRI among them.
     pub fn socket(&self) -> PathBuf {
         self.folder.join("c.sock")
+    }
+
+    /// Runs `crictl` on containerd's CRI; a failure is an error with all that it said.
+    ///
+    /// # Errors
+    /// When there is no crictl, or it fails.
+    pub fn crictl(&self, words: &[&str]) -> Result<String> {
+        let endpoint = format!("unix://{}", self.socket().display());
+        let mut command = Command::new(crate::peer("crictl").context("CORACLE_PEERS has no crictl")?);
+        command.args(["--config", "/dev/null", "--timeout", "120s", "-r", &endpoint, "-i", &endpoint]).args(words).stdin(Stdio::null());
+        let output = command.output().context("failed to run crictl")?;
+        Ok(testkit::host::checked(output).with_context(|| format!("crictl {}", words.join(" ")))?.trim().to_owned())
+    }
+
+    /// The pids of the processes of the host but containerd, with their command lines.
+    ///
+    /// # Errors
+    /// When cgroups cannot be found.
+    pub fn processes(&self) -> Result<Vec<(String, String)>> {
+        let mut found = std::collections::BTreeMap::new();
+        for (_, group) in self.groups()? {
+            let mut below = vec![group];
+            while let Some(group) = below.pop() {
+                let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+                found.extend(processes.lines().map(|pid| (pid.to_owned(), command_line(pid))));
+                let entries = fs::read_dir(&group).into_iter().flatten().flatten();
+                below.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
+            }
+        }
+        found.remove(&self.daemon.id().to_string());
+        Ok(found.into_iter().collect())
     }
 
     /// A command line of this release's `ctr`.
@@ -239,9 +271,9 @@ impl<'a> Containerd<'a> {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    /// What the registry was asked for.
-    pub fn requests(&self) -> Vec<String> {
-        self.registry.requests()
+    /// The handlers of containerd's CRI in which a part is ours.
+    pub fn handlers(&self) -> &'static [&'static str] {
+        &["coracle-oci", "coracle"]
     }
 }
 
@@ -269,7 +301,8 @@ fn write_hosts(folder: &Path, registry: &str) -> Result<()> {
 }
 
 /// The configuration, with a runtime handler for each way of putting our parts in: `runc` (all upstream's), `coracle-oci` (its shim, our
-/// OCI runtime), `coracle` (our shim and OCI runtime).
+/// OCI runtime), `coracle` (our shim and OCI runtime), and with 2.x
+/// `coracle-sandbox` (the same, with the sandbox API).
 fn config_toml(folder: &Path, release: &Release, sandbox_image: &str) -> Result<String> {
     let (cni, hosts) = (folder.join("cni"), folder.join("hosts"));
     let head = format!(
@@ -306,10 +339,14 @@ fn config_toml(folder: &Path, release: &Release, sandbox_image: &str) -> Result<
         let options = format!("[{runtimes}.{name}.options]\nBinaryName = {binary:?}\nRoot = {root:?}\n");
         format!("[{runtimes}.{name}]\nruntime_type = {kind:?}\n{}", if binary.as_os_str().is_empty() { "" } else { &options })
     };
-    let handlers = [
+    let mut handlers = vec![
         handler("runc", "io.containerd.runc.v2", &release.runc),
         handler("coracle-oci", "io.containerd.runc.v2", &ours("coracle-oci")?),
         handler("coracle", "io.containerd.coracle.v2", Path::new("")),
     ];
+    if release.config_version > 2 {
+        let sandbox = handler("coracle-sandbox", "io.containerd.coracle.v2", Path::new(""));
+        handlers.push(format!("{sandbox}sandboxer = \"shim\"\n"));
+    }
     Ok(head + &cri + &handlers.concat())
 }

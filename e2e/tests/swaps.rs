@@ -5,6 +5,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use e2e::containerd::{Containerd, Release, with_containerd};
 use e2e::{ours, skip};
+use serde_json::json;
 
 /// How `ctr` is told what runs its containers.
 type Runtime<'a> = [&'a str];
@@ -109,13 +110,72 @@ fn execs(containerd: &Containerd<'_>, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// A pod of three containers by containerd's CRI has one shim; its containers run, exec, log and end.
+fn pod(containerd: &Containerd<'_>, handler: &str) -> Result<()> {
+    let logs = containerd.folder.join("logs").join(handler);
+    std::fs::create_dir_all(&logs).context("failed to make a folder")?;
+    let write = |name: &str, value: serde_json::Value| -> Result<String> {
+        let path = containerd.folder.join(format!("{handler}-{name}.json"));
+        std::fs::write(&path, value.to_string()).with_context(|| format!("failed to write {}", path.display()))?;
+        Ok(path.display().to_string())
+    };
+    let sandbox = write(
+        "pod",
+        json!({
+            "metadata": { "name": handler, "namespace": "default", "uid": handler, "attempt": 1 },
+            "log_directory": logs,
+            "linux": { "cgroup_parent": containerd.host.cgroup }
+        }),
+    )?;
+    let pod = containerd.crictl(&["runp", "-r", handler, &sandbox])?;
+    let script = "echo line; trap 'exit 0' TERM; while true; do sleep 0.05; done";
+    let mut containers = Vec::new();
+    for name in ["a", "b", "c"] {
+        let container = json!({
+            "metadata": { "name": name }, "image": { "image": containerd.image },
+            "command": ["/bin/sh", "-c", script], "log_path": format!("{name}.log"), "linux": {}
+        });
+        let id = containerd.crictl(&["create", &pod, &write(name, container)?, &sandbox])?;
+        containerd.crictl(&["start", &id])?;
+        containers.push(id);
+    }
+    let processes = containerd.processes()?;
+    let shims: Vec<_> = processes.iter().filter(|(_, line)| line.contains("containerd-shim-")).collect();
+    ensure!(shims.len() == 1, "one shim for the pod: {processes:?}");
+    let ours = shims.iter().all(|(_, line)| line.contains("containerd-shim-coracle-v2"));
+    ensure!(ours == (handler != "coracle-oci"), "it is the handler's: {shims:?}");
+    for (id, name) in containers.iter().zip(["a", "b", "c"]) {
+        let said = containerd.crictl(&["exec", "-s", id, "cat", "/version"])?;
+        ensure!(said == "1", "exec in {name}: {said:?}");
+        containerd.until("its log", || Ok(containerd.crictl(&["logs", id])? == "line"))?;
+    }
+    let stats = containerd.crictl(&["stats", "-o", "json", "--id", &containers[0]])?;
+    ensure!(stats.contains("workingSetBytes"), "stats: {stats}");
+    // One is stopped by itself, the others with the pod.
+    containerd.crictl(&["stop", "-t", "30", &containers[0]])?;
+    let inspected = containerd.crictl(&["inspect", &containers[0]])?;
+    let status: serde_json::Value = serde_json::from_str(&inspected).context("inspect printed no JSON")?;
+    let (state, code) = (&status["status"]["state"], &status["status"]["exitCode"]);
+    ensure!((state, code) == (&json!("CONTAINER_EXITED"), &json!(0)), "after stop: {state} {code}");
+    containerd.crictl(&["stopp", &pod])?;
+    containerd.crictl(&["rmp", &pod]).map(drop)
+}
+
 /// The rows of one release: each of our parts in its place.
 fn rows(test: &str, release: &Release) -> Result<()> {
     println!("{test}: {}", release.version()?);
     let done = with_containerd(test, release, |containerd| {
         let (oci, root) = (ours("coracle-oci")?.display().to_string(), containerd.runtime_root().display().to_string());
         let our_oci = ["--runtime", "io.containerd.runc.v2", "--runc-binary", &oci, "--runc-root", &root];
-        life(containerd, &our_oci).context("coracle-oci in runc's place")
+        life(containerd, &our_oci).context("coracle-oci in runc's place")?;
+        life(containerd, &["--runtime", "io.containerd.coracle.v2"]).context("our shim in the place of containerd-shim-runc-v2")?;
+        if e2e::peer("crictl").is_some() {
+            containerd.crictl(&["pull", &containerd.image])?;
+            for handler in containerd.handlers() {
+                pod(containerd, handler).with_context(|| format!("a pod by containerd's CRI, handler {handler}"))?;
+            }
+        }
+        Ok(())
     })?;
     if done.is_none() {
         skip(test, "it cannot have a host of its own");

@@ -35,6 +35,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "libseccomp2", shown_by: "/usr/lib/x86_64-linux-gnu/libseccomp.so.2", need: Need::Tests },
     Package { name: "libseccomp-dev", shown_by: "/usr/include/seccomp.h", need: Need::Tests },
     Package { name: "containernetworking-plugins", shown_by: "/usr/lib/cni/bridge", need: Need::Tests },
+    Package { name: "crun", shown_by: "/usr/bin/crun", need: Need::Tests },
     Package { name: "pkg-config", shown_by: "pkg-config", need: Need::Tests },
 ];
 

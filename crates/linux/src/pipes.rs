@@ -100,6 +100,14 @@ pub fn read(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| rustix::io::read(&fd, &mut *buffer))?)
 }
 
+/// How many bytes a pipe or FIFO holds that nobody has read.
+///
+/// # Errors
+/// `ioctl(2)`'s.
+pub fn unread(fd: impl AsFd) -> io::Result<u64> {
+    Ok(rustix::io::ioctl_fionread(fd)?)
+}
+
 /// Writes what fits.
 ///
 /// # Errors

@@ -181,7 +181,7 @@ impl Shim {
             return Some(Duration::ZERO);
         }
         let timers = self.timers.iter().map(|(due, _)| *due);
-        let first = timers.chain(self.events.due()).chain(linger).min()?;
+        let first = timers.chain(self.events.due()).chain(self.streams.due()).chain(linger).min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 
@@ -211,6 +211,7 @@ impl Shim {
 
     fn on_time(&mut self, now: Instant) {
         self.events.on_time(&self.epoll, now);
+        self.streams.on_time(now);
         let (due, later) = std::mem::take(&mut self.timers).into_iter().partition(|(at, _)| *at <= now);
         self.timers = later;
         let due: Vec<(Instant, Timer)> = due;

@@ -31,6 +31,7 @@ mod info;
 mod job;
 mod keeper;
 pub mod keeping;
+mod late;
 mod life;
 mod pause;
 mod process;

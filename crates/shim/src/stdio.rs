@@ -123,9 +123,7 @@ impl Shim {
             }
             Sink::Fifo(path) => {
                 let said = |error: std::io::Error| failed(&format!("open {name}"), path, &error);
-                // Both ends: no signal and no wait while no reader is there.
-                let client = pipes::open_fifo(path, Access::Both).map_err(said)?;
-                self.streams.add_pump(&self.epoll, source, client, None).map_err(said)?
+                self.streams.add_client(&self.epoll, source, path).map_err(said)?
             }
             Sink::File(path) => {
                 let said = |error: std::io::Error| failed(&format!("open {name}"), path, &error);

@@ -14,13 +14,14 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use linux::event::{Epoll, Interest, Ready};
 use linux::pipes;
 
 use crate::crilog;
 use crate::cursor::Cursor;
+use crate::late::{self, Readers};
 
 /// What is read at once, in bytes: more than one entry of a log, less than a FIFO holds.
 const CHUNK_BYTES: usize = 20 * 1024;
@@ -44,6 +45,8 @@ pub struct Pump {
     told: bool,
     /// A writing end of the source, so that it has no end while this is held.
     keep: Option<OwnedFd>,
+    /// The client's FIFO behind `dst`, if nobody read it when the copying began.
+    late: Option<PathBuf>,
 }
 
 /// A container's output on its way to the log.
@@ -91,6 +94,7 @@ pub struct Streams {
     null: File,
     again: Vec<StreamId>,
     cursor: Option<Cursor>,
+    readers: Readers,
 }
 
 /// What came of moving a stream on.
@@ -122,6 +126,7 @@ impl Streams {
             null: File::options().write(true).open("/dev/null")?,
             again: Vec::new(),
             cursor: None,
+            readers: Readers::default(),
         })
     }
 
@@ -184,8 +189,32 @@ impl Streams {
         let token = self.token_base | u64::from(id);
         epoll.add(&src, token, Interest::READ_EDGE)?;
         self.watch_sink(epoll, &dst, id)?;
-        self.streams.insert(id, Stream::Pump(Pump { src: Some(src), dst, carry: Vec::new(), told: false, keep }));
+        self.streams.insert(id, Stream::Pump(Pump { src: Some(src), dst, carry: Vec::new(), told: false, keep, late: None }));
         Ok(id)
+    }
+
+    /// Copies from `src` to a client's FIFO. A client that has not opened it yet finds what was copied, and its end, when it does.
+    ///
+    /// # Errors
+    /// `epoll_ctl(2)`'s and `open(2)`'s; `InvalidInput` if it is not a FIFO.
+    pub fn add_client(&mut self, epoll: &Epoll, src: OwnedFd, client: &Path) -> io::Result<StreamId> {
+        let (dst, late) = late::open(client)?;
+        let id = self.add_pump(epoll, src, dst, None)?;
+        if let Some(Stream::Pump(pump)) = self.streams.get_mut(&id) {
+            pump.late = late;
+        }
+        Ok(id)
+    }
+
+    /// When [`Self::on_time`] wants to be called.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        self.readers.due()
+    }
+
+    /// Looks for clients that were late.
+    pub fn on_time(&mut self, now: Instant) {
+        self.readers.on_time(now);
     }
 
     fn watch_sink(&self, epoll: &Epoll, dst: &OwnedFd, id: StreamId) -> io::Result<()> {
@@ -231,8 +260,15 @@ impl Streams {
         self.streams.contains_key(&id)
     }
 
-    /// Ends a stream, whatever is still to come.
+    /// Whether the stream has ended before its client came to read it.
+    #[must_use]
+    pub fn is_awaited(&self, id: StreamId) -> bool {
+        self.readers.awaits(id)
+    }
+
+    /// Ends a stream, whatever is still to come, and waits no longer for its reader.
     pub fn close(&mut self, id: StreamId) {
+        self.readers.forget(id);
         self.streams.remove(&id);
     }
 
@@ -289,8 +325,14 @@ impl Streams {
                 false
             }
             Progress::Ended => {
-                if let Some(Stream::Log(stream)) = self.streams.remove(&id) {
-                    self.leave_attached(epoll, stream.attached);
+                match self.streams.remove(&id) {
+                    Some(Stream::Log(stream)) => self.leave_attached(epoll, stream.attached),
+                    Some(Stream::Pump(Pump { late: Some(path), dst, .. })) => {
+                        // Not watched any more, for its copy is kept.
+                        let _ = epoll.delete(&dst);
+                        self.readers.await_reader(Instant::now(), id, path, dst);
+                    }
+                    _ => {}
                 }
                 true
             }
@@ -302,7 +344,7 @@ impl Streams {
         for reader in attached.into_iter().filter(|reader| !reader.pending.is_empty()) {
             let id = self.id();
             if epoll.delete(&reader.fd).is_ok() && self.watch_sink(epoll, &reader.fd, id).is_ok() {
-                let pump = Pump { src: None, dst: reader.fd, carry: reader.pending, told: true, keep: None };
+                let pump = Pump { src: None, dst: reader.fd, carry: reader.pending, told: true, keep: None, late: None };
                 self.streams.insert(id, Stream::Pump(pump));
             }
         }

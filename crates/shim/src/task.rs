@@ -276,7 +276,7 @@ impl Shim {
         now(&answer)
     }
 
-    /// Lets a removed process' output streams come to their end by themselves, for a while.
+    /// Lets a removed process' output streams come to their end, and their readers come, by themselves, for a while.
     pub(crate) fn leave_streams(&mut self, process: &Process) {
         if let Some(input) = process.input {
             self.streams.close(input);
@@ -284,7 +284,7 @@ impl Shim {
         for id in &process.outputs {
             self.streams.drain(&self.epoll, *id);
         }
-        let open: Vec<_> = process.outputs.iter().copied().filter(|id| self.streams.is_open(*id)).collect();
+        let open: Vec<_> = process.outputs.iter().copied().filter(|id| self.streams.is_open(*id) || self.streams.is_awaited(*id)).collect();
         if !open.is_empty() {
             self.timers.push((Instant::now() + STREAMS_OUTLIVE, Timer::CloseStreams(open)));
         }
