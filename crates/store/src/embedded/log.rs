@@ -12,11 +12,11 @@
 
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::crc::crc32c;
+use super::disk;
 use super::record::{self, Record};
 use crate::Error;
 
@@ -157,7 +157,7 @@ impl Log {
     pub(crate) fn open(dir: &Path, each: impl FnMut(Record)) -> Result<Self, Error> {
         let path = dir.join(LOG_FILE);
         let new = dir.join(NEW_FILE);
-        match std::fs::remove_file(&new) {
+        match disk::remove(&new) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io("remove", &new, source));
             }
@@ -178,11 +178,11 @@ impl Log {
         if found.length < bytes.len() as u64 {
             tracing::warn!(path = %path.display(), offset = found.length, length = bytes.len(),
                 "cut off a torn write at the end of the log; it was never acknowledged");
-            file.set_len(found.length).map_err(|source| Error::io("truncate", &path, source))?;
+            disk::set_len(&file, &path, found.length).map_err(|source| Error::io("truncate", &path, source))?;
         }
         // What was read may be in the page cache only (a killed predecessor between write and fsync); it is about to
         // become visible, so it must be on disk.
-        file.sync_all().map_err(|source| Error::io("sync", &path, source))?;
+        disk::sync_all(&file, &path).map_err(|source| Error::io("sync", &path, source))?;
         Ok(Self { file, path, salt, sequence: found.sequence, length: found.length, frame: Vec::new() })
     }
 
@@ -190,24 +190,18 @@ impl Log {
     pub(crate) fn create(dir: &Path) -> Result<Self, Error> {
         let path = dir.join(NEW_FILE);
         let salt = RandomState::new().hash_one(std::process::id());
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)
-            .map_err(|source| Error::io("create", &path, source))?;
-        file.write_all(&header(salt)).map_err(|source| Error::io("write", &path, source))?;
+        let file = disk::create(&path).map_err(|source| Error::io("create", &path, source))?;
+        disk::write_at(&file, &path, &header(salt), 0).map_err(|source| Error::io("write", &path, source))?;
         Ok(Self { file, path, salt, sequence: 0, length: HEADER_BYTES as u64, frame: Vec::new() })
     }
 
     /// Syncs a log that [`Log::create`] made and puts it in the place of the current one.
     pub(crate) fn become_current(&mut self, dir: &Path) -> Result<(), Error> {
         let current = dir.join(LOG_FILE);
-        self.file.sync_all().map_err(|source| Error::io("sync", &self.path, source))?;
-        std::fs::rename(&self.path, &current).map_err(|source| Error::io("rename", &self.path, source))?;
+        disk::sync_all(&self.file, &self.path).map_err(|source| Error::io("sync", &self.path, source))?;
+        disk::rename(&self.path, &current).map_err(|source| Error::io("rename", &self.path, source))?;
         self.path = current;
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| Error::io("sync", dir, source))
+        disk::sync_dir(dir).map_err(|source| Error::io("sync", dir, source))
     }
 
     /// Bytes of the log.
@@ -232,9 +226,9 @@ impl Log {
         let crc = frame_crc(self.salt, frame, payload);
         frame.extend_from_slice(&crc.to_le_bytes());
         frame.extend_from_slice(payload);
-        if let Err(source) = self.file.write_all_at(frame, self.length) {
+        if let Err(source) = disk::write_at(&self.file, &self.path, frame, self.length) {
             let error = Error::io("append to", &self.path, source);
-            return Err(match self.file.set_len(self.length) {
+            return Err(match disk::set_len(&self.file, &self.path, self.length) {
                 Ok(()) => AppendError::Undone(error),
                 Err(_) => AppendError::Fatal(error),
             });
@@ -249,7 +243,7 @@ impl Log {
 
     /// Makes everything written durable.
     pub(crate) fn sync(&self) -> Result<(), AppendError> {
-        self.file.sync_data().map_err(|source| AppendError::Fatal(Error::io("sync", &self.path, source)))
+        disk::sync(&self.file, &self.path).map_err(|source| AppendError::Fatal(Error::io("sync", &self.path, source)))
     }
 
     /// Copies the frames of `old` from `offset` on to the end of this log.

@@ -8,10 +8,13 @@
 //! readers share.
 
 mod crc;
+mod disk;
 mod lease;
 mod log;
 mod record;
 mod state;
+#[cfg(test)]
+mod tape;
 mod txn;
 mod watch;
 mod writer;
