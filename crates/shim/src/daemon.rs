@@ -36,6 +36,8 @@ const REPORT_BYTES_MAX: usize = 64 * 1024;
 const JOBS_MAX: usize = 256;
 /// Exits kept for children whose pid is not known yet.
 const EARLY_EXITS_MAX: usize = 1024;
+/// How often a shim that serves nothing looks whether its bundle is still there.
+const BUNDLE_LOOK: Duration = Duration::from_secs(10);
 /// How long the shim stays at its end for events that are still to be sent.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -85,6 +87,8 @@ pub(crate) enum Timer {
     ReleaseExit(String),
     /// The sandbox' containers are killed.
     KillSandbox,
+    /// A shim that serves nothing, and whose bundle is gone, ends.
+    LookForBundle,
 }
 
 /// The shim.
@@ -129,7 +133,7 @@ impl Shim {
             events,
             containers: BTreeMap::new(),
             sandbox: None,
-            timers: Vec::new(),
+            timers: vec![(Instant::now() + BUNDLE_LOOK, Timer::LookForBundle)],
             early: BTreeMap::new(),
             keeping: setting.keeper.clone().map(crate::keeping::Keeping::new),
             adopted: BTreeMap::new(),
@@ -220,7 +224,25 @@ impl Shim {
                 Timer::CloseStreams(streams) => streams.into_iter().for_each(|id| self.streams.close(id)),
                 Timer::ReleaseExit(id) => self.release_exit(&id, true),
                 Timer::KillSandbox => self.signal_sandbox(9),
+                Timer::LookForBundle => self.look_for_bundle(now),
             }
+        }
+    }
+
+    /// Whether nothing was made here yet, or nothing is left of it.
+    pub(crate) fn serves_nothing(&self) -> bool {
+        self.sandbox.is_none() && self.containers.is_empty() && self.jobs.is_empty()
+    }
+
+    /// Whoever started this shim may have been killed before it asked for anything, and what it had made been removed: then
+    /// nobody knows of the shim. (The working directory is the bundle; one that was removed has no name.)
+    fn look_for_bundle(&mut self, now: Instant) {
+        if !self.serves_nothing() {
+            return;
+        }
+        match std::env::current_dir() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.end(),
+            _ => self.timers.push((now + BUNDLE_LOOK, Timer::LookForBundle)),
         }
     }
 

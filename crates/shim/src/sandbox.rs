@@ -453,6 +453,11 @@ impl Shim {
     }
 
     fn shutdown_sandbox(&mut self, id: &str, reply: Reply) -> Now {
+        if id == self.setting.id && self.serves_nothing() {
+            // Its daemon ended before it asked for a sandbox: nobody else will tell this shim to end.
+            self.end();
+            return now(&ShutdownSandboxResponse {});
+        }
         let sandbox = self.sandbox_mut(id)?;
         sandbox.shutting_down = true;
         self.signal_sandbox(9);

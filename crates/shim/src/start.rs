@@ -126,10 +126,15 @@ pub fn run(args: &Args) -> Result<(), String> {
     };
     let socket = socket_path(&asked.socket_dir, &args.address, &args.namespace, &group);
     let address = format!("unix://{}", socket.display());
+    make_socket_dir(&asked.socket_dir)?;
+    // Two that start the shim of one group at a time (a daemon's last order, and its successor's first) must not each find
+    // none: the second would take the first one's socket away, and with it the only way to that shim.
+    let lock = lock(&asked.socket_dir)?;
     if UnixStream::connect(&socket).is_err() {
-        let listener = listen(&asked.socket_dir, &socket)?;
+        let listener = listen(&socket)?;
         launch(args, &socket, &listener, &bundle, &asked.shim_cgroup)?;
     }
+    drop(lock);
     if asked.language != Language::Protobuf {
         // containerd 1.6 and 1.7 find the shim by it after a restart.
         let path = bundle.join("address");
@@ -141,13 +146,22 @@ pub fn run(args: &Args) -> Result<(), String> {
         .map_err(|error| format!("failed to print the address: {error}"))
 }
 
-fn listen(dir: &Path, socket: &Path) -> Result<UnixListener, String> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|error| format!("failed to make socket directory {}: {error}", dir.display()))?;
+fn make_socket_dir(dir: &Path) -> Result<(), String> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| format!("failed to make socket directory {}: {error}", dir.display()))
+}
+
+/// Held while it is found out whether a shim is there, and one is started: some milliseconds.
+fn lock(dir: &Path) -> Result<std::fs::File, String> {
+    let said = |error: io::Error| format!("failed to lock socket directory {}: {error}", dir.display());
+    let file = std::fs::File::open(dir).map_err(said)?;
+    file.lock().map_err(said)?;
+    Ok(file)
+}
+
+fn listen(socket: &Path) -> Result<UnixListener, String> {
+    use std::os::unix::fs::PermissionsExt;
     // Nobody answers on it: its shim is dead.
     let _ = std::fs::remove_file(socket);
     let said = |error: io::Error| format!("failed to listen on {}: {error}", socket.display());

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Host, Shim, cannot_run, until};
 use prost::Message;
+use protocols::shim::sandbox::v1 as sandbox;
 use protocols::shim::task::v3 as task;
 use protocols::shim::types::RuntimeInfo;
 use std::process::{Command, Stdio};
@@ -54,6 +55,53 @@ fn containers_of_a_pod_share_a_shim_under_older_containerds() {
     let response = task::DeleteResponse::decode(output.stdout.as_slice()).expect("DeleteResponse");
     assert_eq!((response.pid, response.exit_status), (0, 137));
     linux::podns::unmount(std::path::Path::new("/run")).expect("unmounted");
+}
+
+/// The daemons of a sandbox.
+fn daemons(id: &str) -> Vec<u32> {
+    let pids = std::fs::read_dir("/proc").expect("list").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
+    })
+    .collect()
+}
+
+#[test]
+fn starts_at_one_time_find_one_shim_and_it_ends_when_told_though_it_serves_nothing() {
+    let name = "starts_at_one_time_find_one_shim_and_it_ends_when_told_though_it_serves_nothing";
+    if let Some(reason) = cannot_run() {
+        eprintln!("SKIPPED: {name}: {reason}");
+        return;
+    }
+    let host = Host::new("race");
+    for round in 0..10 {
+        let id = format!("race-{}-{round}", std::process::id());
+        let shim = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..3).map(|_| scope.spawn(|| host.start(&id))).collect();
+            starts.into_iter().map(|start| start.join().expect("started")).next_back().expect("three")
+        });
+        let shims = daemons(&id);
+        assert_eq!(shims.len(), 1, "round {round}: {shims:?}");
+        let shutdown = sandbox::ShutdownSandboxRequest { sandbox_id: id.clone() };
+        let _: sandbox::ShutdownSandboxResponse = shim.sandbox("ShutdownSandbox", &shutdown).expect("shut down");
+        until("it has ended", || daemons(&id).is_empty());
+        assert!(!shim.socket.exists());
+    }
+}
+
+#[test]
+fn a_shim_that_nobody_knows_ends_by_itself() {
+    if let Some(reason) = cannot_run() {
+        eprintln!("SKIPPED: a_shim_that_nobody_knows_ends_by_itself: {reason}");
+        return;
+    }
+    let host = Host::new("unknown");
+    let id = format!("unknown-{}", std::process::id());
+    let shim = host.start(&id);
+    assert_eq!(daemons(&id), [shim.pid()]);
+    std::fs::remove_dir_all(&shim.bundle).expect("removed");
+    until("it has ended", || daemons(&id).is_empty());
 }
 
 #[test]
