@@ -216,6 +216,10 @@ impl Server {
         };
         match action {
             ContainerAction::Keep => Ok(()),
+            ContainerAction::DeleteTask => {
+                self.delete_task(&container).await;
+                Ok(())
+            }
             ContainerAction::Watch { pid } => {
                 container.state.send_replace(ContainerState::Running { pid, started_at });
                 self.save_container(&container)?;
@@ -223,7 +227,6 @@ impl Server {
                 Ok(())
             }
             ContainerAction::Exited { exit } => {
-                self.delete_task(&container).await;
                 let (exit_code, finished_at) = match exit {
                     Some((status, at)) => (i32::try_from(status).unwrap_or(255), at),
                     None => (255, crate::host::now()),
@@ -234,7 +237,14 @@ impl Server {
                     Some(_) => "Error",
                 };
                 self.end(&container, Ended { started_at, finished_at, exit_code, reason: reason.to_owned(), message: String::new() });
+                // Only now, for the shim forgets the exit with the task.
+                self.delete_task(&container).await;
                 Ok(())
+            }
+            ContainerAction::NotStarted => {
+                self.delete_task(&container).await;
+                container.state.send_replace(ContainerState::Created);
+                self.save_container(&container)
             }
             ContainerAction::StartFailed => {
                 self.delete_task(&container).await;

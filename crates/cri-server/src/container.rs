@@ -364,12 +364,6 @@ impl Server {
             _ => 0,
         };
         let oom = container.oom.load(Ordering::Relaxed) || self.was_oom_killed(container).await;
-        let shim = self.registry(|registry| registry.sandbox(&container.sandbox_id)).ok().and_then(|sandbox| sandbox.shim());
-        if let Some(shim) = shim
-            && let Err(error) = shim.delete(&container.id, "").await
-        {
-            tracing::warn!(container_id = container.id, %error, "failed to delete a container that has ended");
-        }
         let exit_code = exit.map_or(UNKNOWN_EXIT, |exit| i32::try_from(exit.status).unwrap_or(UNKNOWN_EXIT));
         let reason = match exit {
             None => "Unknown",
@@ -378,7 +372,16 @@ impl Server {
             Some(_) => "Error",
         };
         let finished_at = exit.and_then(|exit| exit.at).unwrap_or_else(host::now);
-        self.end(container, Ended { started_at, finished_at, exit_code, reason: reason.to_owned(), message: String::new() });
+        let ended = Ended { started_at, finished_at, exit_code, reason: reason.to_owned(), message: String::new() };
+        // The shim forgets the exit with the task: it is on record before, so that a death in between loses it nowhere.
+        self.record_end(container, &ended);
+        let shim = self.registry(|registry| registry.sandbox(&container.sandbox_id)).ok().and_then(|sandbox| sandbox.shim());
+        if let Some(shim) = shim
+            && let Err(error) = shim.delete(&container.id, "").await
+        {
+            tracing::warn!(container_id = container.id, %error, "failed to delete a container that has ended");
+        }
+        self.end(container, ended);
         tracing::info!(container_id = container.id, container = container.name, exit_code, reason, "container ended");
         self.emit(ContainerEventType::ContainerStoppedEvent, &container.id, &container.sandbox_id);
     }
@@ -395,8 +398,13 @@ impl Server {
 
     /// Puts a container into its last state.
     pub fn end(&self, container: &Container, ended: Ended) {
+        self.record_end(container, &ended);
         container.state.send_replace(ContainerState::Exited(ended));
-        if let Err(error) = self.save_container(container) {
+    }
+
+    fn record_end(&self, container: &Container, ended: &Ended) {
+        let record = ContainerRecord { phase: ContainerState::Exited(ended.clone()).phase(), ..container.record(&self.boot_id) };
+        if let Err(error) = record::write(&container.dir, &record) {
             tracing::error!(container_id = container.id, error = error.chain(), "failed to record a container's end");
         }
     }

@@ -66,11 +66,15 @@ pub enum ContainerAction {
     Unmake,
     /// It is as it was recorded.
     Keep,
+    /// It is recorded as ended, and only its task is still to be deleted.
+    DeleteTask,
     /// It runs, and is watched.
     Watch { pid: u32 },
     /// It ended while nobody looked: with this status at that time, or unknown.
     Exited { exit: Option<(u32, i64)> },
-    /// Its start was cut off: what there is of it is deleted.
+    /// Its start was cut off before anything ran: it is again as CreateContainer left it.
+    NotStarted,
+    /// Its start was cut off, and nobody knows how far it came: what there is of it is deleted.
     StartFailed,
 }
 
@@ -130,10 +134,12 @@ fn container(record: &ContainerRecord, seen: Option<TaskSeen>, boot_id: &str) ->
     let seen = if record.boot_id == boot_id { seen.unwrap_or(TaskSeen::Unknown) } else { TaskSeen::Unknown };
     match (&record.phase, seen) {
         (ContainerPhase::Creating, _) => ContainerAction::Unmake,
+        (ContainerPhase::Exited { .. }, TaskSeen::Stopped { .. }) => ContainerAction::DeleteTask,
         (ContainerPhase::Created | ContainerPhase::Exited { .. }, _) => ContainerAction::Keep,
         (_, TaskSeen::Running { pid }) => ContainerAction::Watch { pid },
         (_, TaskSeen::Stopped { status, at }) => ContainerAction::Exited { exit: Some((status, at)) },
-        (ContainerPhase::Starting, _) => ContainerAction::StartFailed,
+        (ContainerPhase::Starting, TaskSeen::Created | TaskSeen::Missing) => ContainerAction::NotStarted,
+        (ContainerPhase::Starting, TaskSeen::Unknown) => ContainerAction::StartFailed,
         // A task that was started cannot be one that was only created.
         (_, TaskSeen::Unknown | TaskSeen::Missing | TaskSeen::Created) => ContainerAction::Exited { exit: None },
     }
@@ -203,9 +209,11 @@ mod tests {
                 (container("ended", "up", running()), Some(TaskSeen::Stopped { status: 3, at: 7 })),
                 (container("lost", "dead", running()), Some(TaskSeen::Unknown)),
                 (container("cut", "up", ContainerPhase::Starting), Some(TaskSeen::Created)),
+                (container("cut-lost", "dead", ContainerPhase::Starting), Some(TaskSeen::Unknown)),
                 (container("cut-late", "up", ContainerPhase::Starting), Some(TaskSeen::Running { pid: 8 })),
                 (container("made", "up", ContainerPhase::Created), Some(TaskSeen::Missing)),
                 (container("over", "up", exited()), None),
+                (container("told", "up", exited()), Some(TaskSeen::Stopped { status: 3, at: 7 })),
                 (container("of-half", "half", running()), Some(TaskSeen::Running { pid: 4 })),
                 (container("orphan", "nowhere", exited()), None),
             ],
@@ -238,10 +246,12 @@ mod tests {
                 ("runs", ContainerAction::Watch { pid: 6 }),
                 ("ended", ContainerAction::Exited { exit: Some((3, 7)) }),
                 ("lost", ContainerAction::Exited { exit: None }),
-                ("cut", ContainerAction::StartFailed),
+                ("cut", ContainerAction::NotStarted),
+                ("cut-lost", ContainerAction::StartFailed),
                 ("cut-late", ContainerAction::Watch { pid: 8 }),
                 ("made", ContainerAction::Keep),
                 ("over", ContainerAction::Keep),
+                ("told", ContainerAction::DeleteTask),
                 ("of-half", ContainerAction::Unmake),
                 ("orphan", ContainerAction::Unmake),
             ]

@@ -161,7 +161,7 @@ impl ContainerState {
         }
     }
 
-    fn phase(&self) -> ContainerPhase {
+    pub fn phase(&self) -> ContainerPhase {
         match self.clone() {
             Self::Created => ContainerPhase::Created,
             Self::Starting => ContainerPhase::Starting,
