@@ -153,11 +153,16 @@ impl Api {
 }
 
 /// Waits until `condition` holds; its errors end the wait.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + EVENTUALLY;
+pub fn eventually(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    eventually_within(EVENTUALLY, what, condition)
+}
+
+/// As [`eventually`], for a wait of another length.
+pub fn eventually_within(time: Duration, what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + time;
     while !condition().with_context(|| format!("while waiting until {what}"))? {
         if Instant::now() > deadline {
-            bail!("waited {} s until {what}", EVENTUALLY.as_secs());
+            bail!("waited {} s until {what}", time.as_secs());
         }
         std::thread::sleep(PAUSE);
     }

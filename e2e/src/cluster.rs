@@ -33,6 +33,8 @@ pub struct Cluster {
     holder: Child,
     up: Option<Child>,
     registry: Option<Registry>,
+    /// `coracle down` has been run.
+    removed: bool,
 }
 
 impl Cluster {
@@ -62,19 +64,21 @@ impl Cluster {
             .context("failed to make namespaces")?;
         let registry = within(holder.id(), || Registry::start_on(REGISTRY).context("failed to start the registry"))??;
         let cgroup_root = format!("/coracle-e2e-{name}-{}", std::process::id());
-        let mut cluster = Cluster { folder, cgroup_root, holder, up: None, registry: Some(registry) };
+        let mut cluster = Cluster { folder, cgroup_root, holder, up: None, registry: Some(registry), removed: false };
         cluster.up()?;
         Ok(cluster)
     }
 
     /// Runs `coracle up` and waits until the node is Ready.
     pub fn up(&mut self) -> Result<()> {
-        let log = File::create(self.log()).context("failed to create the log")?;
+        let log = File::options().create(true).append(true).open(self.log()).context("failed to open the log")?;
+        // What an earlier life said stands before this.
+        let said = usize::try_from(log.metadata().context("failed to read the log")?.len())?;
         let mut command = self.enter(&ours("coracle")?);
         command.args(self.up_arguments());
         self.up = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("failed to run coracle up")?);
         let deadline = Instant::now() + TIMEOUT;
-        while !fs::read_to_string(self.log())?.contains("Coracle is up") {
+        while !fs::read_to_string(self.log())?.get(said..).is_some_and(|text| text.contains("Coracle is up")) {
             let ended = self.up.as_mut().and_then(|up| up.try_wait().ok().flatten());
             if ended.is_some() || Instant::now() > deadline {
                 bail!("coracle up did not come up ({ended:?}):\n{}", self.log_tail());
@@ -136,6 +140,30 @@ impl Cluster {
         up.wait().map(drop).context("failed to wait for coracle up")
     }
 
+    /// Runs `coracle down`. Dropping does so too, but tells failures to nobody.
+    pub fn down(&mut self) -> Result<()> {
+        let data = self.data();
+        let output = self.run(&ours("coracle")?, &["down", "--data-dir", &data.to_string_lossy()], "")?;
+        if !output.status.success() {
+            bail!("coracle down failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        if let Some(mut up) = self.up.take() {
+            up.wait().context("failed to wait for coracle up")?;
+        }
+        self.removed = true;
+        Ok(())
+    }
+
+    /// The process that holds the cluster's namespaces.
+    pub fn holder(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// The cgroup below which everything of the cluster is.
+    pub fn cgroup_root(&self) -> &str {
+        &self.cgroup_root
+    }
+
     /// Serves an image as `localhost:5000/NAME:TAG`.
     pub fn serve(&self, name: &str, tag: &str, image: &Image) {
         if let Some(registry) = &self.registry {
@@ -170,7 +198,8 @@ impl Cluster {
         self.up.as_ref().map(Child::id)
     }
 
-    fn log(&self) -> PathBuf {
+    /// What `coracle up` logged, in all its lives.
+    pub fn log(&self) -> PathBuf {
         self.folder.join("up.log")
     }
 
@@ -223,14 +252,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let down = ours("coracle").map(|coracle| {
-            let data = self.data();
-            let data = data.to_string_lossy();
-            self.run(&coracle, &["down", "--data-dir", &data], "")
-        });
-        match down {
-            Ok(Ok(output)) if output.status.success() => {}
-            other => eprintln!("coracle down failed: {other:?}\n{}", self.log_tail()),
+        if !self.removed
+            && let Err(error) = self.down()
+        {
+            eprintln!("{error:#}\n{}", self.log_tail());
         }
         if let Some(mut up) = self.up.take() {
             let _ = up.kill();

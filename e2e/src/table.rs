@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -28,6 +28,10 @@ impl Process {
         self.arguments.first().is_some_and(|program| program.ends_with(SHIM))
     }
 
+    fn is_of(&self, state: &Path) -> bool {
+        self.arguments.iter().any(|argument| Path::new(argument).starts_with(state))
+    }
+
     fn has(&self, argument: &str) -> bool {
         self.arguments.iter().any(|given| given == argument)
     }
@@ -37,7 +41,8 @@ impl Process {
 #[derive(Clone, Debug)]
 pub struct Table {
     processes: BTreeMap<u32, Process>,
-    keeper: u32,
+    keeper: Option<u32>,
+    state: PathBuf,
 }
 
 impl Table {
@@ -52,18 +57,33 @@ impl Table {
             }
         }
         let keepers: Vec<u32> = processes.values().filter(|process| is_keeper(process, state)).map(|process| process.pid).collect();
-        let [keeper] = keepers[..] else { anyhow::bail!("{} has not one keeper but {keepers:?}", state.display()) };
-        Ok(Table { processes, keeper })
+        ensure!(keepers.len() < 2, "{} has the keepers {keepers:?}", state.display());
+        let keeper = keepers.first().copied();
+        Ok(Table { processes, keeper, state: state.to_owned() })
     }
 
-    /// The keeper's process.
-    pub fn keeper(&self) -> u32 {
+    /// The keeper's process, if it lives.
+    pub fn keeper(&self) -> Option<u32> {
         self.keeper
     }
 
     /// The shims of the cluster: all shim processes below the keeper, at any depth.
     pub fn shims(&self) -> Vec<&Process> {
-        self.below(self.keeper).into_iter().filter(|process| process.is_shim()).collect()
+        self.keeper.map(|keeper| self.below(keeper)).into_iter().flatten().filter(|process| process.is_shim()).collect()
+    }
+
+    /// The processes that serve a sandbox of this cluster, also those that lost their keeper.
+    pub fn all_shims(&self) -> Vec<&Process> {
+        let is_one = |process: &Process| process.is_shim() && !process.has("keeper") && process.is_of(&self.state);
+        // What a shim has forked has its name, too.
+        let forked = |process: &Process| self.processes.get(&process.parent).is_some_and(is_one);
+        self.processes.values().filter(|process| is_one(process) && !forked(process)).collect()
+    }
+
+    /// The first process of a container: the one whose parent is not in its cgroup.
+    pub fn first_in_cgroup(&self, id: &str) -> Option<&Process> {
+        let members = self.in_cgroup(id);
+        members.iter().find(|process| !members.iter().any(|other| other.pid == process.parent)).copied()
     }
 
     /// The children of a process.
@@ -96,7 +116,7 @@ impl Table {
         ensure!(parents.len() == 1, "the containers of one pod have the parents {parents:?}");
         let shim = parents.into_iter().next().context("a pod without containers")?;
         ensure!(self.shims().iter().any(|process| process.pid == shim), "the containers' parent {shim} is no shim");
-        ensure!(self.ancestors(shim).first() == Some(&self.keeper), "the shim's parent is not the keeper");
+        ensure!(self.keeper.is_some() && self.ancestors(shim).first() == self.keeper.as_ref(), "the shim's parent is not the keeper");
         let children: BTreeSet<u32> = self.children(shim).iter().map(|process| process.pid).collect();
         ensure!(children == tops, "the shim has more children than the containers {tops:?}: {:?}", self.children(shim));
         Ok(shim)
@@ -133,7 +153,7 @@ pub fn running_containers(pod: &Value) -> Result<Vec<String>> {
 }
 
 fn is_keeper(process: &Process, state: &Path) -> bool {
-    process.is_shim() && process.has("keeper") && process.arguments.iter().any(|argument| Path::new(argument).starts_with(state))
+    process.is_shim() && process.has("keeper") && process.is_of(state)
 }
 
 fn read(pid: u32) -> Option<Process> {

@@ -11,6 +11,7 @@ mod readme;
 mod setup;
 mod sh;
 mod skips;
+mod soak;
 mod test;
 mod tidy;
 
@@ -39,6 +40,8 @@ enum Command {
     Demo(demo::Args),
     /// Measure pods beside containerd and runc, and the whole program: a table and JSON lines on stdout.
     Bench(bench::Args),
+    /// Kill processes of ours and containers at random during pod churn; nothing may be lost, leaked or stuck.
+    Soak(soak::Args),
     /// Build the executables: the release `coracle`, and the static shim and OCI runtime beside it.
     Build,
     /// Build upstream's programs for tests and benchmarks, where Go is.
@@ -83,6 +86,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test(args) => test::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Soak(args) => soak::run(&args),
         Command::Build => build::all(build::Profile::Release).map(|executables| println!("{}", executables.directory.display())),
         Command::Peers => {
             let host = setup::prepare(setup::Need::Tests)?;

@@ -3,7 +3,6 @@
 //!
 //! The tests of this file run beside each other, each with a cluster of its own: one of them mostly waits.
 
-mod ledger;
 mod life;
 mod writers;
 
@@ -13,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::api::{Api, eventually};
 use e2e::cluster::Cluster;
+use e2e::{ledger, soak};
 use serde_json::Value;
 
 use crate::writers::Writers;
@@ -27,6 +27,8 @@ const STOPPED: Duration = Duration::from_secs(120);
 const LINES_WHILE_STOPPED: usize = 1000;
 /// How many lines each pod writes between two deaths, at the least.
 const LINES_BETWEEN: usize = 50;
+/// How many objects the client must have had acknowledged at the end, at the least.
+const OBJECTS: usize = 20;
 /// How many lines each pod writes after the stop before it is looked at.
 const LINES_SETTLED: usize = 300;
 
@@ -45,9 +47,20 @@ fn deaths_lose_nothing() -> Result<()> {
         (died, client.join())
     });
     died.with_context(|| format!("--- coracle up\n{}", cluster.log_tail()))?;
-    written.map_err(|_| anyhow::anyhow!("the client panicked"))?.check(&api)?;
+    let answered = written.map_err(|_| anyhow::anyhow!("the client panicked"))?.check(&api)?;
+    ensure!(answered >= OBJECTS, "only {answered} objects were written with every answer");
     let stopped = stop(&mut cluster, &api, &writers);
     stopped.with_context(|| format!("--- coracle up\n{}", cluster.log_tail()))
+}
+
+/// What `cargo xtask soak` does for minutes, for some rounds: here `up`, a shim and the keeper die while pods come and go.
+#[test]
+fn a_short_soak_is_clean() -> Result<()> {
+    let options = soak::Options { duration: Duration::from_secs(600), rounds: 3, seed: 1 };
+    let summary = soak::run("short-soak", options)?;
+    println!("{summary}");
+    ensure!(summary.is_clean(), "{summary}");
+    Ok(())
 }
 
 /// Kills `coracle up` again and again; between two deaths every pod writes on.
