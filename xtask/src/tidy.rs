@@ -1,4 +1,6 @@
-//! The checks of our own: dependency rows (DESIGN.md, section 2), `//!` heads, `unsafe` only in `linux`, sizes.
+//! The checks of our own: dependency rows (DESIGN.md, section 2), `//!` heads, `unsafe` only in `linux`, sizes, the table of fields.
+
+mod fields;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,6 +58,7 @@ pub fn run() -> Result<()> {
     let known: Known = toml::from_str(&fs::read_to_string(root.join("xtask/tidy.toml")).context("failed to read xtask/tidy.toml")?)
         .context("failed to parse xtask/tidy.toml")?;
     let mut failures = rows(&root)?;
+    failures.extend(fields::check(&root)?);
     let mut large = Vec::new();
     for path in sources(&root)? {
         let name = path.strip_prefix(&root).unwrap_or(&path).to_string_lossy().into_owned();

@@ -19,7 +19,7 @@ static TABLE: &str = include_str!("../data/fields.toml");
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub enum Row {
-    /// `done: WHERE`, with `, test NAME` where a test of its own shows it.
+    /// `done: WHERE, test NAME`: carried out there, and the test shows it (`cargo xtask tidy` looks for both).
     Done(String),
     /// A 422 when the field is set.
     Refused {

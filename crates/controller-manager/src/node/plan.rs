@@ -271,6 +271,8 @@ mod tests {
         let unknown = node(Some("Unknown"), none.clone());
         assert_eq!(told(taints(&unknown, false, true, wall())).expect("changed"), ["unreachable:NoSchedule"]);
         assert_eq!(told(taints(&unknown, true, true, wall())).expect("changed"), ["unreachable:NoSchedule", "unreachable:NoExecute"]);
+        let made = taints(&unknown, true, true, wall()).expect("changed");
+        assert!(made.iter().all(|taint| taint.time_added.is_some() == (taint.effect == "NoExecute")), "{made:?}");
         let swapped = node(Some("False"), json!([{"key": UNREACHABLE, "effect": "NoExecute"}, {"key": "own", "effect": "NoSchedule"}]));
         assert_eq!(
             told(taints(&swapped, false, true, wall())).expect("changed"),

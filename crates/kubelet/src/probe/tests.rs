@@ -98,6 +98,81 @@ async fn tcp_actions_go_where_they_say() {
     assert!(matches!(verdict(json!({"tcpSocket": {"port": port}}), port, "127.0.0.1").await, Verdict::Failure(_)));
 }
 
+/// A server that answers with these codes in order, the last one for ever, and counts.
+async fn scripted(codes: &'static [u16]) -> (u16, Arc<std::sync::Mutex<Vec<std::time::Instant>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("an address").port();
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let noted = seen.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let at = noted.lock().map(|list| list.len()).unwrap_or(0);
+            let code = codes.get(at).or(codes.last()).copied().unwrap_or(200);
+            // Counted before the answer: who has seen an answer sees its count.
+            noted.lock().expect("no panic").push(std::time::Instant::now());
+            exchange(stream, &format!("HTTP/1.1 {code} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")).await;
+        }
+    });
+    (port, seen)
+}
+
+#[tokio::test]
+async fn probes_obey_their_numbers() {
+    use super::{Kind, Outcome, Set, Shared};
+    use crate::model::{Container as Seen, PodRuntime, Sandbox};
+    let (port, asked) = scripted(&[500, 200, 500, 200, 200, 500, 500, 200, 500, 500, 500]).await;
+    let started = std::time::Instant::now();
+    let pod: k8s_openapi::api::core::v1::Pod =
+        serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"containers": [
+        {"name": "c", "readinessProbe": {"httpGet": {"port": port}, "initialDelaySeconds": 3, "periodSeconds": 1, "timeoutSeconds": 60,
+            "successThreshold": 2, "failureThreshold": 3}}]}}))
+        .expect("a pod");
+    let status = protocols::cri::v1::ContainerStatus {
+        id: "id".to_owned(),
+        metadata: Some(protocols::cri::v1::ContainerMetadata { name: "c".to_owned(), attempt: 0 }),
+        state: protocols::cri::v1::ContainerState::ContainerRunning as i32,
+        started_at: i64::try_from(jiff::Timestamp::now().as_nanosecond()).expect("before 2262"),
+        ..Default::default()
+    };
+    let runtime = PodRuntime { sandboxes: vec![Sandbox::default()], containers: vec![Seen::from_cri(&status, "")] };
+    let results = Shared::default();
+    let mut set = Set::new(super::Context {
+        runtime: Runtime::new("/nowhere", None).expect("an endpoint that is not asked"),
+        recorder: crate::events::Recorder::new(client::EventRecorder::new("kubelet", "node")),
+        results: results.clone(),
+        wake: Arc::default(),
+        kubelet_started: jiff::Timestamp::UNIX_EPOCH,
+    });
+    set.sync(&pod, &runtime, "127.0.0.1", &[]);
+    let count = || asked.lock().expect("no panic").len();
+    let until = |wanted: Outcome| {
+        let results = results.clone();
+        async move {
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(90);
+            while results.snapshot().get("id", Kind::Readiness) != Some(wanted) {
+                assert!(tokio::time::Instant::now() < deadline, "not {wanted:?} in time");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    assert_eq!(results.snapshot().get("id", Kind::Readiness), Some(Outcome::Failure), "not ready before it is asked");
+    until(Outcome::Success).await;
+    assert!(count() >= 5, "two successes in a row come with the fifth answer, not with {}", count());
+    until(Outcome::Failure).await;
+    assert!(count() >= 11, "three failures in a row come with the eleventh answer, not with {}", count());
+    let times = asked.lock().expect("no panic").clone();
+    assert!(times[0].duration_since(started) >= Duration::from_secs(2), "initialDelaySeconds");
+    assert!(times[10].duration_since(times[0]) >= Duration::from_secs(9), "periodSeconds");
+    // A server that takes connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = silent.local_addr().expect("an address").port();
+    let container: Container = serde_json::from_value(json!({"name": "c"})).expect("a container");
+    let probe: Probe = serde_json::from_value(json!({"httpGet": {"port": port}, "timeoutSeconds": 1})).expect("a probe");
+    let unasked = Runtime::new("/nowhere", None).expect("an endpoint that is not asked");
+    let late = action::probe(&unasked, "id", &container, &probe, "127.0.0.1").await;
+    assert!(matches!(&late, Verdict::Failure(text) if text.contains("deadline exceeded")), "{late:?}");
+}
+
 /// A health service: the service `good` serves, all others do not.
 #[derive(Clone)]
 struct Health;
