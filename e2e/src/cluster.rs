@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use linux::namespace::Kind;
+use testkit::host::checked;
 use testkit::image::Image;
 use testkit::registry::{Fault, Registry};
 
 use crate::api::Api;
+use crate::containerd::{self, Release};
 use crate::ours;
 use crate::sockets::Sockets;
 use crate::table::Table;
@@ -25,6 +27,9 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 /// Where the registry listens, in the cluster's namespace: images are `localhost:5000/NAME:TAG`.
 const REGISTRY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000);
 
+/// Gives a network namespace an address and a default route, which lead nowhere.
+const UPLINK: &str = "ip link add uplink type bridge && ip address add 192.0.2.10/24 dev uplink && ip link set uplink up && ip route add default via 192.0.2.1";
+
 /// A running cluster. Dropping it removes everything, also when a test fails.
 pub struct Cluster {
     folder: PathBuf,
@@ -35,24 +40,29 @@ pub struct Cluster {
     registry: Option<Registry>,
     /// `coracle down` has been run.
     removed: bool,
+    /// The runtime below the kubelet, when it is not ours.
+    containerd: Option<Child>,
 }
 
 impl Cluster {
     /// Starts a cluster; `name` tells its folder and cgroup from those of other tests.
     pub fn start(name: &str) -> Result<Cluster> {
-        Self::start_on(name, "true")
+        Self::start_over(name, "true", None)
     }
 
     /// As [`Cluster::start`], on a host with an uplink: an address (192.0.2.10) and a default route that lead nowhere.
     pub fn start_with_uplink(name: &str) -> Result<Cluster> {
-        Self::start_on(
-            name,
-            "ip link add uplink type bridge && ip address add 192.0.2.10/24 dev uplink && ip link set uplink up && ip route add default via 192.0.2.1",
-        )
+        Self::start_over(name, UPLINK, None)
+    }
+
+    /// Starts a cluster whose kubelet runs its pods on upstream's containerd, on a host with an uplink: the bridge that gives a node
+    /// without one its address is our own runtime's.
+    pub fn start_on_containerd(name: &str, release: &Release) -> Result<Cluster> {
+        Self::start_over(name, UPLINK, Some(release))
     }
 
     /// `network` is a shell command that prepares the network namespace.
-    fn start_on(name: &str, network: &str) -> Result<Cluster> {
+    fn start_over(name: &str, network: &str, release: Option<&Release>) -> Result<Cluster> {
         let folder = std::env::temp_dir().join(format!("coracle-e2e-{name}-{}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
         let mut holder = Command::new("unshare");
@@ -64,9 +74,41 @@ impl Cluster {
             .context("failed to make namespaces")?;
         let registry = within(holder.id(), || Registry::start_on(REGISTRY).context("failed to start the registry"))??;
         let cgroup_root = format!("/coracle-e2e-{name}-{}", std::process::id());
-        let mut cluster = Cluster { folder, cgroup_root, holder, up: None, registry: Some(registry), removed: false };
+        let mut cluster = Cluster { folder, cgroup_root, holder, up: None, registry: Some(registry), removed: false, containerd: None };
+        if let Some(release) = release {
+            cluster.start_containerd(release)?;
+        }
         cluster.up()?;
         Ok(cluster)
+    }
+
+    /// Starts containerd in the cluster's namespaces, and waits for its socket.
+    fn start_containerd(&mut self, release: &Release) -> Result<()> {
+        // What is fixed in containerd and its shims lies below /run: a new one, in this mount namespace.
+        let mounted = self.run(Path::new("mount"), &["-t", "tmpfs", "tmpfs", "/run"], "")?;
+        checked(mounted).context("failed to mount a new /run")?;
+        self.serve("pause", "1", &crate::images::sleeper()?);
+        let folder = self.containerd_folder();
+        fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
+        let config = containerd::configure(&folder, release, "localhost:5000", "localhost:5000/pause:1")?;
+        let log = File::create(folder.join("log")).context("failed to create the log")?;
+        let mut command = self.enter(&release.folder.join("containerd"));
+        command.arg("--config").arg(config).env("PATH", release.path()?).env("TMPDIR", &folder);
+        let daemon = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("failed to run containerd")?;
+        self.containerd = Some(daemon);
+        let deadline = Instant::now() + TIMEOUT;
+        while std::os::unix::net::UnixStream::connect(self.cri_socket()).is_err() {
+            let ended = self.containerd.as_mut().and_then(|daemon| daemon.try_wait().ok().flatten());
+            if ended.is_some() || Instant::now() > deadline {
+                bail!("containerd did not come up ({ended:?}):\n{}", self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn containerd_folder(&self) -> PathBuf {
+        self.folder.join("ctd")
     }
 
     /// Runs `coracle up` and waits until the node is Ready.
@@ -91,7 +133,13 @@ impl Cluster {
     /// The arguments of `coracle up`, all names of the host given.
     pub fn up_arguments(&self) -> Vec<String> {
         let mut arguments = vec!["up".to_owned(), format!("--data-dir={}", self.data().display())];
-        for (flag, name) in [("--state-dir", "run"), ("--pod-log-dir", "logs"), ("--cni-conf-dir", "cni"), ("--cni-bin-dir", "cni")] {
+        let mut folders = vec![("--state-dir", "run"), ("--pod-log-dir", "logs")];
+        if self.containerd.is_some() {
+            arguments.push(format!("--container-runtime-endpoint=unix://{}", self.cri_socket().display()));
+        } else {
+            folders.extend([("--cni-conf-dir", "cni"), ("--cni-bin-dir", "cni")]);
+        }
+        for (flag, name) in folders {
             arguments.push(format!("{flag}={}", self.folder.join(name).display()));
         }
         arguments.push(format!("--cgroup-root={}", self.cgroup_root));
@@ -118,7 +166,17 @@ impl Cluster {
 
     /// The socket of the container runtime.
     pub fn cri_socket(&self) -> PathBuf {
-        self.folder.join("run/cri.sock")
+        if self.containerd.is_some() { containerd::socket(&self.containerd_folder()) } else { self.folder.join("run/cri.sock") }
+    }
+
+    /// How the node names its runtime.
+    pub fn runtime(&self) -> &'static str {
+        if self.containerd.is_some() { "containerd://" } else { "coracle://" }
+    }
+
+    /// What the addresses of pods begin with.
+    pub fn pod_prefix(&self) -> &'static str {
+        if self.containerd.is_some() { containerd::POD_PREFIX } else { "10.85." }
     }
 
     /// The processes of the cluster: its keeper and all below it.
@@ -203,18 +261,28 @@ impl Cluster {
         self.folder.join("up.log")
     }
 
-    /// The end of what `coracle up` logged.
+    /// The end of what `coracle up` logged, and containerd below it.
     pub fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.log()).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
+        let mut tail = Vec::new();
+        for log in [self.log(), self.containerd_folder().join("log")] {
+            let log = fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            tail.push(lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+        tail.join("\n").trim_end().to_owned()
     }
 
     /// A command that runs in the cluster's namespaces.
     pub fn enter(&self, program: &Path) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["--net", "--mount", "--target", &self.holder.id().to_string(), "--"]).arg(program);
-        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder);
+        self.enter_behind(&[], program)
+    }
+
+    /// The same behind other words (`timeout 5`), which are run outside.
+    fn enter_behind(&self, words: &[&str], program: &Path) -> Command {
+        let holder = self.holder.id().to_string();
+        let words = [words, &["nsenter", "--net", "--mount", "--target", &holder, "--"]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(program).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder);
         command
     }
 
@@ -231,11 +299,8 @@ impl Cluster {
     /// As [`Cluster::run`], with more in the client's environment.
     pub fn run_with(&self, program: &Path, arguments: &[&str], environment: &[(String, String)], input: &str) -> Result<Output> {
         let shown = || format!("{} {}", program.file_name().unwrap_or_default().to_string_lossy(), arguments.join(" "));
-        let mut command = Command::new("timeout");
-        let inner = self.enter(program);
-        command.arg(COMMAND_TIMEOUT.as_secs().to_string()).arg(inner.get_program()).args(inner.get_args()).args(arguments);
-        command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder);
-        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        let mut command = self.enter_behind(&["timeout", &COMMAND_TIMEOUT.as_secs().to_string()], program);
+        command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -260,6 +325,11 @@ impl Drop for Cluster {
         if let Some(mut up) = self.up.take() {
             let _ = up.kill();
             let _ = up.wait();
+        }
+        if let Some(mut containerd) = self.containerd.take() {
+            let _ = containerd.kill();
+            let _ = containerd.wait();
+            // The mounts of its snapshots are in the cluster's namespace and go with it.
         }
         let registry = self.registry.take();
         // It ends by a connection to itself, which only its own namespace can make.

@@ -18,6 +18,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Debian's CNI plugins (package containernetworking-plugins).
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 
+/// What the addresses of pods begin with on its network.
+pub const POD_PREFIX: &str = "10.89.";
+
 /// One release of containerd: its daemon, its client and its shim, with a runc of the same time.
 #[derive(Clone, Debug)]
 pub struct Release {
@@ -41,6 +44,17 @@ impl Release {
     pub fn v2() -> Option<Release> {
         let (containerd, runc) = (crate::peer("containerd")?, crate::peer("runc")?);
         Some(Release { folder: containerd.parent()?.to_owned(), runc, config_version: 3 })
+    }
+
+    /// `PATH` of the daemon, which looks there for shims and runtimes: ours, then its own.
+    ///
+    /// # Errors
+    /// When ours are not built.
+    pub fn path(&self) -> Result<std::ffi::OsString> {
+        let mut path = vec![ours("coracle-oci")?.parent().map(Path::to_owned).unwrap_or_default(), self.folder.clone()];
+        path.extend(self.runc.parent().map(Path::to_owned));
+        path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        std::env::join_paths(path).context("PATH has a folder with a colon")
     }
 
     /// What `containerd --version` and `runc --version` print of themselves, in one line.
@@ -99,6 +113,24 @@ pub fn with_containerd<T: Send>(
     done.transpose()
 }
 
+/// Writes the configuration of a containerd whose files are all in `folder`; `registry` (its address) speaks plain HTTP. Its socket is
+/// [`socket`].
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn configure(folder: &Path, release: &Release, registry: &str, sandbox_image: &str) -> Result<PathBuf> {
+    write_cni(folder)?;
+    write_hosts(folder, registry)?;
+    let path = folder.join("config.toml");
+    fs::write(&path, config_toml(folder, release, sandbox_image)?).context("failed to write config.toml")?;
+    Ok(path)
+}
+
+/// The socket of all services of a containerd whose files are in `folder`, CRI among them.
+pub fn socket(folder: &Path) -> PathBuf {
+    folder.join("c.sock")
+}
+
 impl<'a> Containerd<'a> {
     fn start(host: &'a Host, folder: &'a Path, release: Release) -> Result<Self> {
         // What is fixed in containerd and its shims lies below /run: a new one, in this mount namespace.
@@ -107,16 +139,10 @@ impl<'a> Containerd<'a> {
         let registry = Registry::start().context("failed to start the registry")?;
         let image = registry.add("busybox", "1", &images::busybox("1")?);
         let sandbox_image = registry.add("pause", "1", &images::sleeper()?);
-        write_cni(folder)?;
-        write_hosts(folder, &registry.address())?;
-        let config = config_toml(folder, &release, &sandbox_image)?;
-        fs::write(folder.join("config.toml"), config).context("failed to write config.toml")?;
+        let config = configure(folder, &release, &registry.address(), &sandbox_image)?;
         let log = File::create(folder.join("containerd.log")).context("failed to create the log")?;
-        // Both look for shims and runtimes on PATH.
-        let mut path = vec![ours("coracle-oci")?.parent().map(Path::to_owned).unwrap_or_default(), release.folder.clone()];
-        path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
         let mut command = host.command(&release.folder.join("containerd").display().to_string());
-        command.arg("--config").arg(folder.join("config.toml")).env("PATH", std::env::join_paths(path)?);
+        command.arg("--config").arg(config).env("PATH", release.path()?);
         command.env("TMPDIR", folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let daemon = command.spawn().context("failed to run containerd")?;
         let mut containerd = Containerd { host, folder, release, daemon, image, _registry: registry };
@@ -142,7 +168,7 @@ impl<'a> Containerd<'a> {
 
     /// The socket of all its services, CRI among them.
     pub fn socket(&self) -> PathBuf {
-        self.folder.join("c.sock")
+        socket(self.folder)
     }
 
     /// Runs `crictl` on containerd's CRI; a failure is an error with all that it said.
@@ -287,7 +313,7 @@ pub fn command_line(pid: &str) -> String {
 fn write_cni(folder: &Path) -> Result<()> {
     let cni = folder.join("cni");
     fs::create_dir_all(&cni).context("failed to make a folder")?;
-    let ipam = serde_json::json!({ "type": "host-local", "dataDir": folder.join("ipam"), "ranges": [[{ "subnet": "10.89.0.0/24" }]] });
+    let ipam = serde_json::json!({ "type": "host-local", "dataDir": folder.join("ipam"), "ranges": [[{ "subnet": format!("{POD_PREFIX}0.0/24") }]] });
     let bridge = serde_json::json!({ "type": "bridge", "bridge": "e2e0", "isGateway": true, "ipMasq": false, "ipam": ipam });
     let list = serde_json::json!({ "cniVersion": "1.0.0", "name": "e2e", "plugins": [bridge] });
     fs::write(cni.join("10-e2e.conflist"), list.to_string()).context("failed to write the network's configuration")
@@ -311,7 +337,7 @@ fn config_toml(folder: &Path, release: &Release, sandbox_image: &str) -> Result<
         release.config_version,
         folder.join("root"),
         folder.join("state"),
-        folder.join("c.sock"),
+        socket(folder),
         folder.join("c.sock.ttrpc"),
         folder.join("opt"),
     );

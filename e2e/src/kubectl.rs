@@ -52,8 +52,8 @@ pub fn commands(cluster: &Cluster, kubectl: &Path) -> Result<()> {
     };
     let deployment = file("web.yaml", include_str!("../data/web.yaml"))?;
     let pod = file("pod.yaml", include_str!("../data/pod.yaml"))?;
-    play(cluster, kubectl, &discovery())?;
-    play(cluster, kubectl, &workloads(&deployment))?;
+    play(cluster, kubectl, &discovery(cluster.runtime()))?;
+    play(cluster, kubectl, &workloads(&deployment, cluster.pod_prefix()))?;
     play(cluster, kubectl, &pods(&pod))?;
     sessions::check(cluster, kubectl)?;
     play(cluster, kubectl, &pods_end())?;
@@ -62,12 +62,12 @@ pub fn commands(cluster: &Cluster, kubectl: &Path) -> Result<()> {
     streams::check(cluster, kubectl)
 }
 
-fn discovery() -> Vec<Step> {
+fn discovery(runtime: &str) -> Vec<Step> {
     vec![
         step("version").prints("Server Version: v1.37"),
         step("cluster-info").prints("is running at"),
         step("api-resources").prints("deployments").prints("apps/v1").prints("clusterrolebindings"),
-        step("get nodes -o wide").prints("Ready").prints("INTERNAL-IP").prints("coracle"),
+        step("get nodes -o wide").prints("Ready").prints("INTERNAL-IP").prints(runtime),
         step("describe node").prints("MemoryPressure").prints("Allocatable"),
         step("explain pod.spec.containers").prints("FIELDS:").prints("imagePullPolicy"),
         step("auth whoami").prints("kubernetes-admin"),
@@ -77,7 +77,7 @@ fn discovery() -> Vec<Step> {
     ]
 }
 
-fn workloads(deployment: &str) -> Vec<Step> {
+fn workloads(deployment: &str, pod_prefix: &str) -> Vec<Step> {
     vec![
         step(&format!("apply -f {deployment}")).prints("deployment.apps/web created").prints("service/web created"),
         step("rollout status deployment/web --timeout=60s").prints("successfully rolled out"),
@@ -85,7 +85,7 @@ fn workloads(deployment: &str) -> Vec<Step> {
         step("get deployments").prints("2/2"),
         step("get deployment web -o yaml").prints("availableReplicas: 2").prints("progressDeadlineSeconds: 600"),
         step("get pods -l app=web -o json").prints("\"phase\": \"Running\""),
-        step("get pods -o wide").prints("10.85.").prints("NOMINATED NODE"),
+        step("get pods -o wide").prints(pod_prefix).prints("NOMINATED NODE"),
         step("describe deployment web").prints("RollingUpdateStrategy").prints("ScalingReplicaSet"),
         step("scale deployment web --replicas=3").prints("scaled"),
         step("wait --for=jsonpath={.status.readyReplicas}=3 deployment/web --timeout=60s").prints("condition met"),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use camino::Utf8Path;
+use linux::cgroup::{Cgroup, Host};
 
 use crate::components;
 use crate::progress::Progress;
@@ -15,6 +16,8 @@ use crate::settings::{self, Lock, LockOutcome, Settings};
 const SIGTERM: i32 = 15;
 /// How long a running `up` may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a cgroup may stay busy after its last process ended.
+const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Removes the Coracle whose data are in `data_dir`.
 pub async fn run(data_dir: &Utf8Path) -> Result<()> {
@@ -104,24 +107,8 @@ fn unmount_below(directory: &Utf8Path) -> Result<()> {
 fn remove_cgroups(cgroup_root: &str) -> Result<()> {
     let root = cgroup_root.trim_matches('/');
     let group = if root.is_empty() { "kubepods" } else { root };
-    let mounts = linux::mountinfo::read().context("failed to read the mounts")?;
-    for hierarchy in mounts.into_iter().filter(|mount| mount.fstype.starts_with("cgroup")) {
-        let path = hierarchy.target.join(group);
-        if path.exists() {
-            remove_cgroup_tree(&path).with_context(|| format!("failed to remove the cgroup {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
-fn remove_cgroup_tree(path: &Path) -> std::io::Result<()> {
-    for entry in path.read_dir()? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_cgroup_tree(&entry.path())?;
-        }
-    }
-    std::fs::remove_dir(path)
+    let host = Host::detect().context("failed to look for cgroups")?;
+    Cgroup::new(&host, Path::new(group)).remove(CGROUP_PATIENCE).with_context(|| format!("failed to remove the cgroup {group}"))
 }
 
 /// Removes the logs of this Coracle's pods: the directory may be another kubelet's as well, so only those that end in the UID

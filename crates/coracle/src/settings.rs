@@ -156,6 +156,9 @@ impl Settings {
         {
             return Ok(local.ip());
         }
+        if self.container_runtime_endpoint.is_some() {
+            bail!("--node-ip: this machine has no default route to take an address from; give one");
+        }
         nth_address(&self.pod_cidr, 1).with_context(|| format!("--pod-cidr: {:?} is no IPv4 range", self.pod_cidr))
     }
 
