@@ -299,7 +299,7 @@ impl<'a> Containerd<'a> {
 
     /// The handlers of containerd's CRI in which a part is ours.
     pub fn handlers(&self) -> &'static [&'static str] {
-        &["coracle-oci", "coracle"]
+        if self.release.config_version > 2 { &["coracle-oci", "coracle", "coracle-sandbox"] } else { &["coracle-oci", "coracle"] }
     }
 }
 
