@@ -102,7 +102,10 @@ pub fn store_error(error: store::Error) -> Status {
         store::Error::Closed => Status::unavailable("the server is shutting down"),
         _ => {
             tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
-            Status::internal(error.to_string())
+            // With its causes: only they tell that a disk is full.
+            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+            let words: Vec<String> = causes.map(ToString::to_string).collect();
+            Status::internal(words.join(": "))
         }
     }
 }

@@ -39,9 +39,9 @@ pub fn is_static() -> bool {
 
 pub const NAMESPACE: &str = "coracle-test";
 
-/// Waits for a state, at most 20 s.
+/// Waits for a state, at most 60 s.
 pub fn until(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !reached() {
         assert!(Instant::now() < deadline, "not reached: {what}");
         std::thread::sleep(Duration::from_millis(5));
