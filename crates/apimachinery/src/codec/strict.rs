@@ -10,6 +10,12 @@ use crate::schema::{Container, Field, Item, Shape, TypeId, schema};
 /// Deepest nesting taken, as Go's decoder has it for JSON bodies.
 const DEPTH_MAX: usize = 128;
 
+/// Unknown and duplicate fields that are told of at most (sigs.k8s.io/json, `saveStrictError`): each names its whole path.
+const ERRORS_MAX: usize = 100;
+/// How much larger than its text a YAML document may become by its aliases, and what is free in any case, in values and bytes.
+const YAML_GROWTH_MAX: usize = 10;
+const YAML_SIZE_FREE: usize = 100_000;
+
 /// A parsed document.
 #[derive(Debug)]
 pub struct Parsed {
@@ -32,7 +38,8 @@ pub fn parse_json(body: &[u8], id: TypeId) -> Result<Parsed, String> {
 
 /// Parses YAML (its first document) that shall be of type `id`.
 pub fn parse_yaml(body: &[u8], id: TypeId) -> Result<Parsed, String> {
-    let mut notes = Notes::default();
+    let budget = body.len().saturating_mul(YAML_GROWTH_MAX).saturating_add(YAML_SIZE_FREE);
+    let mut notes = Notes { budget, ..Notes::default() };
     let Some(document) = serde_yaml_ng::Deserializer::from_slice(body).next() else {
         return Err("unexpected end of JSON input".to_owned());
     };
@@ -79,10 +86,17 @@ fn go_error(body: &[u8], error: &serde_json::Error) -> String {
     format!("invalid character {shown} {context}")
 }
 
-#[derive(Default)]
 struct Notes {
     errors: Vec<String>,
     path: Vec<Step>,
+    /// Values and bytes of text that may still be made.
+    budget: usize,
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self { errors: Vec::new(), path: Vec::new(), budget: usize::MAX }
+    }
 }
 
 enum Step {
@@ -91,7 +105,16 @@ enum Step {
 }
 
 impl Notes {
+    /// Pays for a value or a text.
+    fn pay<E: serde::de::Error>(&mut self, size: usize) -> Result<(), E> {
+        self.budget = self.budget.checked_sub(size).ok_or_else(|| E::custom("document contains excessive aliasing"))?;
+        Ok(())
+    }
+
     fn note(&mut self, what: &str, key: &str) {
+        if self.errors.len() >= ERRORS_MAX {
+            return;
+        }
         let mut path = String::new();
         for step in &self.path {
             match step {
@@ -148,6 +171,7 @@ impl<'de> DeserializeSeed<'de> for Seed<'_> {
         if self.notes.path.len() > DEPTH_MAX {
             return Err(D::Error::custom("exceeded max depth"));
         }
+        self.notes.pay(1)?;
         deserializer.deserialize_any(self)
     }
 }
@@ -187,11 +211,13 @@ impl<'de> Visitor<'de> for Seed<'_> {
         Ok(value.into())
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
+        self.notes.pay(value.len())?;
         Ok(value.into())
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+    fn visit_string<E: serde::de::Error>(self, value: String) -> Result<Value, E> {
+        self.notes.pay(value.len())?;
         Ok(value.into())
     }
 
@@ -215,6 +241,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(Key(key)) = entries.next_key()? {
+            self.notes.pay(key.len())?;
             let place = match self.place {
                 Place::Type(id) => {
                     let found = schema().get(id);

@@ -8,6 +8,10 @@ use super::Error;
 /// Most operations of one patch (k8s.io/apiserver v0.37, `endpoints/handlers/patch.go`).
 pub const OPERATIONS_MAX: usize = 10_000;
 
+/// Bytes of JSON that the copies of one patch may add together (`JSONPatchMaxCopyBytes` of k8s.io/apiserver v0.37): a document that
+/// is copied into itself doubles with each operation.
+pub const COPIED_BYTES_MAX: usize = 3 << 20;
+
 /// One operation.
 #[derive(Clone, Debug, Deserialize)]
 struct Operation {
@@ -39,10 +43,12 @@ pub fn apply(target: &mut Value, patch: Value) -> Result<(), Error> {
         let count = operations.len();
         return Err(Error::TooLarge(format!("The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {count}")));
     }
-    operations.into_iter().try_for_each(|operation| step(target, operation))
+    let mut copied = 0;
+    operations.into_iter().try_for_each(|operation| step(target, operation, &mut copied))
 }
 
-fn step(target: &mut Value, operation: Operation) -> Result<(), Error> {
+/// Carries one operation out; `copied` counts the bytes that were copied so far.
+fn step(target: &mut Value, operation: Operation, copied: &mut usize) -> Result<(), Error> {
     let path = operation.path.ok_or_else(|| unprocessable("missing path"))?;
     // Upstream's library takes an absent value for null.
     let value = operation.value.unwrap_or(Value::Null);
@@ -58,7 +64,13 @@ fn step(target: &mut Value, operation: Operation) -> Result<(), Error> {
         }
         "copy" => {
             let from = from()?;
-            let value = find(target, &from).ok_or_else(|| missing("copy", &from))?.clone();
+            let value = find(target, &from).ok_or_else(|| missing("copy", &from))?;
+            *copied += value.to_string().len();
+            if *copied > COPIED_BYTES_MAX {
+                let text = format!("the accumulated size increase of copy is {copied}, exceeding the limit {COPIED_BYTES_MAX}");
+                return Err(unprocessable(&format!("Unable to complete the copy, {text}")));
+            }
+            let value = value.clone();
             add(target, &path, value)
         }
         "test" => {
@@ -160,6 +172,15 @@ mod tests {
 
     fn patched(mut target: Value, patch: Value) -> Result<Value, Error> {
         apply(&mut target, patch).map(|()| target)
+    }
+
+    #[test]
+    fn copies_cannot_double_a_document_for_ever() {
+        let target = json!({"a": "x".repeat(1000)});
+        let patch: Vec<Value> = (0..40).map(|number| json!({"op": "copy", "from": "", "path": format!("/b{number}")})).collect();
+        let refused = patched(target.clone(), Value::Array(patch)).expect_err("too much");
+        assert!(refused.to_string().contains("exceeding the limit 3145728"), "{refused}");
+        assert!(patched(target, json!([{"op": "copy", "from": "", "path": "/b"}])).is_ok());
     }
 
     #[test]

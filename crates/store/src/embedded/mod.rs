@@ -9,6 +9,8 @@
 
 mod crc;
 mod disk;
+#[cfg(test)]
+mod fuzz;
 mod lease;
 mod log;
 mod record;

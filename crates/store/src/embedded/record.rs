@@ -94,11 +94,19 @@ pub(crate) fn decode(input: &mut &[u8]) -> Result<Option<Record>, String> {
         DELETE => Record::Delete { revision: take_i64(input)?, sub: take_u32(input)?, key: take_bytes(input)? },
         COMPACT => Record::Compact { revision: take_i64(input)? },
         REVISION => Record::Revision { revision: take_i64(input)? },
-        LEASE_GRANT => Record::LeaseGrant { id: take_i64(input)?, ttl_seconds: take_i64(input)? },
+        LEASE_GRANT => lease_grant(take_i64(input)?, take_i64(input)?)?,
         LEASE_REVOKE => Record::LeaseRevoke { id: take_i64(input)? },
         other => return Err(format!("unknown record {other}")),
     };
     Ok(Some(record))
+}
+
+/// None was ever granted for no time; one that ends when it is read would be gone without its keys.
+fn lease_grant(id: i64, ttl_seconds: i64) -> Result<Record, String> {
+    if ttl_seconds < 1 {
+        return Err(format!("lease {id} has a time of {ttl_seconds} s"));
+    }
+    Ok(Record::LeaseGrant { id, ttl_seconds })
 }
 
 fn take<const N: usize>(input: &mut &[u8]) -> Result<[u8; N], String> {
@@ -147,7 +155,7 @@ mod tests {
             (any::<i64>(), any::<u32>(), bytes()).prop_map(|(revision, sub, key)| Record::Delete { revision, sub, key }),
             any::<i64>().prop_map(|revision| Record::Compact { revision }),
             any::<i64>().prop_map(|revision| Record::Revision { revision }),
-            (any::<i64>(), any::<i64>()).prop_map(|(id, ttl_seconds)| Record::LeaseGrant { id, ttl_seconds }),
+            (any::<i64>(), 1..=i64::MAX).prop_map(|(id, ttl_seconds)| Record::LeaseGrant { id, ttl_seconds }),
             any::<i64>().prop_map(|id| Record::LeaseRevoke { id }),
         ]
     }
