@@ -60,7 +60,7 @@ fn pipeline(mut object: Value) {
 
 #[test]
 fn json() {
-    corpus("json").run(|input| {
+    corpus("json").runs(1000).run(|input| {
         let _ = strict::check_json_object(input);
         let id = kind_of(&serde_json::from_slice(input).unwrap_or_default()).type_id;
         if let Ok(parsed) = strict::parse_json(input, id) {
@@ -93,7 +93,7 @@ fn protobuf_bodies() {
             fuzz = fuzz.seed(protobuf::encode(&kind.gvk(), &object).expect("a normalized object encodes"));
         }
     }
-    fuzz.run(|input| {
+    fuzz.runs(1000).run(|input| {
         if let Ok((gvk, object)) = protobuf::decode(input) {
             let _ = protobuf::encode(&gvk, &object);
             pipeline(object);
@@ -137,7 +137,7 @@ fn quantities_times_and_names() {
 fn patches() {
     let pod = kinds::by_kind("", "v1", "Pod").expect("there are pods");
     let object: Value = serde_json::from_str(include_str!("corpus/json/pod.json")).expect("the corpus' own pod");
-    corpus("patches").run(|input| {
+    corpus("patches").runs(1000).run(|input| {
         let Ok(change) = serde_json::from_slice::<Value>(input) else { return };
         let mut target = object.clone();
         if patch::json::apply(&mut target, change.clone()).is_ok() {

@@ -56,6 +56,8 @@ pub struct Api {
     pub advertise: String,
     /// Places for requests that are no streams.
     pub places: tokio::sync::Semaphore,
+    /// Places for watches.
+    pub watches: Arc<tokio::sync::Semaphore>,
     /// Longest time of a request that is no stream.
     pub request_timeout: Duration,
     /// The bootstrap is done.

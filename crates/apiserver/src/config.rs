@@ -64,6 +64,9 @@ pub struct Config {
     /// Requests at one time that are no streams; more are answered with 429.
     #[arg(long, default_value_t = 400, value_parser = places)]
     pub max_requests_inflight: usize,
+    /// Watches at one time; more are answered with 429.
+    #[arg(long, default_value_t = 10_000, value_parser = places)]
+    pub max_watches: usize,
     /// Longest time of a request that is no stream.
     #[arg(long, default_value = "1m", value_parser = duration)]
     pub request_timeout: Duration,

@@ -26,6 +26,8 @@ mod config;
 mod delete;
 mod discovery;
 mod escalation;
+#[cfg(test)]
+mod fuzz;
 mod impersonation;
 mod leases;
 pub mod lookup;
@@ -133,7 +135,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
     let closing = CancellationToken::new();
     let api = Arc::new(build(&config, parts, opened.store(), port, closing.clone()));
     let place = startup::Place { address: config.advertised(), port, cluster_ip: config.service_cluster_ip_range.first(), client_ca };
-    let outcome = serve(&api, listener, TlsAcceptor::from(Arc::new(tls)), &place, &cancel).await;
+    let tls = server::Tls { acceptor: TlsAcceptor::from(Arc::new(tls.config)), clients: tls.clients };
+    let outcome = serve(&api, listener, tls, &place, &cancel).await;
     drop(api);
     opened.close().await;
     outcome
@@ -233,6 +236,7 @@ fn build(config: &Config, parts: Parts, store: Arc<dyn Store>, port: u16, closin
         event_leases: EventLeases::new(config.event_ttl),
         advertise: format!("{}:{port}", config.advertised()),
         places: tokio::sync::Semaphore::new(config.max_requests_inflight),
+        watches: Arc::new(tokio::sync::Semaphore::new(config.max_watches)),
         request_timeout: config.request_timeout,
         ready: AtomicBool::new(false),
         closing,
@@ -242,7 +246,7 @@ fn build(config: &Config, parts: Parts, store: Arc<dyn Store>, port: u16, closin
 async fn serve(
     api: &Arc<Api>,
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    tls: server::Tls,
     place: &startup::Place,
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
@@ -260,7 +264,7 @@ async fn serve(
         }
     });
     let ended = CancellationToken::new();
-    let server = tokio::spawn(server::serve(api.clone(), listener, acceptor, ended.clone()));
+    let server = tokio::spawn(server::serve(api.clone(), listener, tls, ended.clone()));
     let mut publisher = publish::Publisher::default();
     let started = async {
         filled.notified().await;

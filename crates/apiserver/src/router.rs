@@ -16,6 +16,7 @@ use jiff::Timestamp;
 
 use crate::api::{Api, Ctx};
 use crate::authn::User;
+use crate::authn::x509::Peer;
 use crate::authz::{Attributes, Decision, forbidden};
 use crate::negotiate::{self, Accepted};
 use crate::reply::{self, Body};
@@ -30,8 +31,8 @@ const SKIP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Paths that need no authorization (`--authorization-always-allow-paths`) and, with `/version`, no authentication.
 const HEALTH_PATHS: &[&str] = &["/livez", "/readyz", "/healthz"];
 
-/// Answers one request. `peer` is the user of the connection's client certificate.
-pub async fn handle(api: Arc<Api>, peer: Option<Arc<User>>, request: Request<Incoming>) -> Response<Body> {
+/// Answers one request. `peer` is what the connection's client certificate says.
+pub async fn handle(api: Arc<Api>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
     let headers = request.headers().clone();
     let path = request.uri().path().to_owned();
     let mut request = Some(request);
@@ -71,13 +72,13 @@ async fn skip(mut body: Incoming) {
 }
 
 /// Takes `request` when its body is wanted; what is refused before that is left there.
-async fn route(api: &Arc<Api>, peer: Option<Arc<User>>, slot: &mut Option<Request<Incoming>>) -> Result<Response<Body>, Status> {
+async fn route(api: &Arc<Api>, peer: Peer, slot: &mut Option<Request<Incoming>>) -> Result<Response<Body>, Status> {
     let Some(request) = slot.as_ref() else { return Err(Status::internal("no request")) };
     let now = Timestamp::now();
     let query = Query::parse(request.uri().query().unwrap_or(""));
     let path = request.uri().path().to_owned();
     let mut info = request::parse(request.method(), &path, &query);
-    let user = authenticate(api, peer, request.headers(), &path, now)?;
+    let user = authenticate(api, &peer, request.headers(), &path, now)?;
     let user = impersonation::apply(api, user, request.headers())?;
     let resource = info.is_resource.then(|| api.resources.get(&info.group, &info.version, &info.resource)).flatten();
     let node = selector_facts(resource.map(|resource| resource.facts), &query, &mut info);
@@ -150,8 +151,10 @@ async fn body(mut incoming: Incoming) -> Result<Bytes, Status> {
     Ok(read.freeze())
 }
 
-fn authenticate(api: &Api, peer: Option<Arc<User>>, headers: &HeaderMap, path: &str, now: Timestamp) -> Result<Arc<User>, Status> {
-    if let Some(user) = peer {
+/// Who sends the request. A certificate that is not good is no harm to a good token, and makes nobody of who has none.
+fn authenticate(api: &Api, peer: &Peer, headers: &HeaderMap, path: &str, now: Timestamp) -> Result<Arc<User>, Status> {
+    let shown = peer.user(now);
+    if let Ok(Some(user)) = shown {
         return Ok(user);
     }
     let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or("");
@@ -168,7 +171,7 @@ fn authenticate(api: &Api, peer: Option<Arc<User>>, headers: &HeaderMap, path: &
         };
     }
     let open = path == "/version" || HEALTH_PATHS.iter().any(|open| path == *open || path.starts_with(&format!("{open}/")));
-    if open && header.is_empty() { Ok(Arc::new(User::anonymous())) } else { Err(Status::unauthorized()) }
+    if open && header.is_empty() && shown.is_ok() { Ok(Arc::new(User::anonymous())) } else { Err(Status::unauthorized()) }
 }
 
 /// What authorization reads of a field selector: `metadata.name` is the request's name, `spec.nodeName` is for the Node authorizer.

@@ -8,6 +8,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use rustls::server::danger::ClientCertVerifier;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::Api;
-use crate::authn::{User, x509};
+use crate::authn::x509::Peer;
 use crate::router;
 
 /// Connections at one time.
@@ -32,8 +33,17 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a failed accept (as when no descriptor is free).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// TLS of connections, and who judges their client certificates.
+#[derive(Clone)]
+pub struct Tls {
+    /// Makes connections.
+    pub acceptor: TlsAcceptor,
+    /// Judges certificates.
+    pub clients: Arc<dyn ClientCertVerifier>,
+}
+
 /// Serves until cancelled, then drains.
-pub async fn serve(api: Arc<Api>, listener: TcpListener, acceptor: TlsAcceptor, cancel: CancellationToken) {
+pub async fn serve(api: Arc<Api>, listener: TcpListener, tls: Tls, cancel: CancellationToken) {
     let tasks = TaskTracker::new();
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -53,9 +63,9 @@ pub async fn serve(api: Arc<Api>, listener: TcpListener, acceptor: TlsAcceptor, 
             tracing::warn!(connections = CONNECTIONS_MAX, "too many connections; one was closed");
             continue;
         };
-        let (api, acceptor, cancel) = (api.clone(), acceptor.clone(), cancel.clone());
+        let (api, tls, cancel) = (api.clone(), tls.clone(), cancel.clone());
         tasks.spawn(async move {
-            connection(api, stream, acceptor, cancel).await;
+            connection(api, stream, tls, cancel).await;
             drop(place);
         });
     }
@@ -65,20 +75,16 @@ pub async fn serve(api: Arc<Api>, listener: TcpListener, acceptor: TlsAcceptor, 
     }
 }
 
-async fn connection(api: Arc<Api>, stream: TcpStream, acceptor: TlsAcceptor, cancel: CancellationToken) {
+async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, cancel: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => return tracing::debug!("TLS handshake timed out"),
     };
-    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let peer: Option<Arc<User>> = match certificate.map(|certificate| x509::user(certificate)).transpose() {
-        Ok(user) => user.map(Arc::new),
-        Err(error) => return tracing::warn!(error = &error as &dyn std::error::Error, "connection refused"),
-    };
+    let peer = Peer::of(stream.get_ref().1.peer_certificates().unwrap_or_default(), tls.clients.as_ref());
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (api, peer) = (api.clone(), peer.clone());
         async move { Ok::<_, Infallible>(router::handle(api, peer, request).await) }

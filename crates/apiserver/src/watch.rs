@@ -50,6 +50,8 @@ struct Watch {
     next_bookmark: Instant,
     deadline: Instant,
     ended: bool,
+    /// Given back when the watch ends.
+    _place: tokio::sync::OwnedSemaphorePermit,
 }
 
 struct Encoder {
@@ -60,7 +62,13 @@ struct Encoder {
 }
 
 /// Starts a watch.
+///
+/// # Errors
+/// 410 where the revision is gone, 429 where there are too many watches already, and what is wrong with the request.
 pub async fn watch(ctx: &Ctx<'_>) -> Result<Response<Body>, Status> {
+    let Ok(place) = ctx.api.watches.clone().try_acquire_owned() else {
+        return Err(Status::too_many_requests("Too many watches, please try again later.", 1));
+    };
     let storage = ctx.storage()?;
     let selectors = Selectors::parse(ctx)?;
     let wanted = resource_version(ctx)?;
@@ -110,6 +118,7 @@ pub async fn watch(ctx: &Ctx<'_>) -> Result<Response<Body>, Status> {
         next_bookmark: now + BOOKMARK_INTERVAL,
         deadline: now + timeout,
         ended: false,
+        _place: place,
     };
     let accepted = watch.encoder.accepted;
     Ok(streamed(accepted, futures::stream::unfold(watch, |mut watch| async move { Some((Ok(watch.next_chunk().await?), watch)) })))

@@ -12,6 +12,8 @@ const DEPTH_MAX: usize = 128;
 
 /// Unknown and duplicate fields that are told of at most (sigs.k8s.io/json, `saveStrictError`): each names its whole path.
 const ERRORS_MAX: usize = 100;
+/// Brackets that a YAML text may leave open at one time, and indentations that one line may begin (a `-----` line is long, too).
+const YAML_OPEN_MAX: usize = 2000;
 /// How much larger than its text a YAML document may become by its aliases, and what is free in any case, in values and bytes.
 const YAML_GROWTH_MAX: usize = 10;
 const YAML_SIZE_FREE: usize = 100_000;
@@ -38,6 +40,9 @@ pub fn parse_json(body: &[u8], id: TypeId) -> Result<Parsed, String> {
 
 /// Parses YAML (its first document) that shall be of type `id`.
 pub fn parse_yaml(body: &[u8], id: TypeId) -> Result<Parsed, String> {
+    if nests_too_deep(body) {
+        return Err("error converting YAML to JSON: yaml: exceeded max depth".to_owned());
+    }
     let budget = body.len().saturating_mul(YAML_GROWTH_MAX).saturating_add(YAML_SIZE_FREE);
     let mut notes = Notes { budget, ..Notes::default() };
     let Some(document) = serde_yaml_ng::Deserializer::from_slice(body).next() else {
@@ -47,6 +52,25 @@ pub fn parse_yaml(body: &[u8], id: TypeId) -> Result<Parsed, String> {
         .deserialize(document)
         .map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))?;
     Ok(Parsed { value, errors: notes.errors })
+}
+
+/// Whether a YAML text opens more than it closes, or indents, far beyond what is taken: the scanner's time grows with the square of that.
+/// Brackets in texts count, too; no text leaves so many open.
+fn nests_too_deep(body: &[u8]) -> bool {
+    let (mut open, mut indents) = (0usize, 0usize);
+    body.iter().any(|byte| {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        indents = match byte {
+            b'-' | b'?' | b':' => indents + 1,
+            b' ' => indents,
+            _ => 0,
+        };
+        open > YAML_OPEN_MAX || indents > YAML_OPEN_MAX
+    })
 }
 
 /// The unknown fields of a value of type `id`, as [`Parsed::errors`] has them.

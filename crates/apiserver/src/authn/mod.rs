@@ -48,9 +48,15 @@ impl User {
 /// Why a credential is refused. The request is answered with 401 and no reason; this goes to the log.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthnError {
-    /// The certificate is no X.509.
-    #[error("failed to parse the client certificate")]
+    /// The certificate is no X.509, of another authority, of another time, or not for clients.
+    #[error("the client certificate is not valid")]
     Certificate(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The certificate was refused when the connection began.
+    #[error("the client certificate was refused")]
+    Refused,
+    /// The certificate was good when the connection began.
+    #[error("the client certificate has expired")]
+    Expired,
     /// The certificate names nobody.
     #[error("the client certificate has no common name")]
     NoCommonName,

@@ -120,7 +120,8 @@ impl Server {
     }
 }
 
-fn tls(dir: &Path, user: Option<&str>) -> ClientConfig {
+/// The client's side of TLS, with a user's certificate.
+pub fn tls(dir: &Path, user: Option<&str>) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(dir.join("ca.crt")).expect("authority") {
         roots.add(certificate.expect("PEM")).expect("certificate");

@@ -59,6 +59,27 @@ impl Pki {
         self.write(&format!("{file}.key"), &key.serialize_pem());
     }
 
+    /// Issues a client certificate that is changed before it is signed, by this authority or by another one of the same name.
+    pub fn issue_changed(&self, file: &str, user: &str, ours: bool, change: impl FnOnce(&mut CertificateParams)) {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, user);
+        params.distinguished_name.push(DnType::OrganizationName, "coracle:cluster-admins");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
+        let key = KeyPair::generate().expect("key");
+        let certificate = if ours {
+            params.signed_by(&key, &self.authority)
+        } else {
+            let mut other = CertificateParams::default();
+            other.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            other.distinguished_name.push(DnType::CommonName, "test");
+            params.signed_by(&key, &CertifiedIssuer::self_signed(other, KeyPair::generate().expect("key")).expect("authority"))
+        };
+        self.write(&format!("{file}.crt"), &certificate.expect("signed").pem());
+        self.write(&format!("{file}.key"), &key.serialize_pem());
+    }
+
     /// A kubeconfig `NAME.kubeconfig` with a client certificate of its own.
     pub fn kubeconfig(&self, file: &str, user: &str, groups: &[&str]) -> PathBuf {
         self.issue(file, user, groups, &[]);
