@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -30,6 +30,9 @@ const REGISTRY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 50
 /// Gives a network namespace an address and a default route, which lead nowhere.
 const UPLINK: &str = "ip link add uplink type bridge && ip address add 192.0.2.10/24 dev uplink && ip link set uplink up && ip route add default via 192.0.2.1";
 
+/// Where the cluster's etcd listens, in the cluster's namespace.
+const ETCD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379);
+
 /// A running cluster. Dropping it removes everything, also when a test fails.
 pub struct Cluster {
     folder: PathBuf,
@@ -37,6 +40,8 @@ pub struct Cluster {
     /// Keeps the namespaces: `sleep` in them, so that `coracle up` may die and come back.
     holder: Child,
     up: Option<Child>,
+    /// A real etcd in the cluster's namespaces, in place of the embedded store.
+    etcd: Option<Child>,
     registry: Option<Registry>,
     /// `coracle down` has been run.
     removed: bool,
@@ -61,8 +66,38 @@ impl Cluster {
         Self::start_over(name, UPLINK, Some(release))
     }
 
+    /// Starts a cluster whose store is a real etcd.
+    pub fn start_on_etcd(name: &str, etcd: &Path) -> Result<Cluster> {
+        let mut cluster = Cluster::prepare(name, "true")?;
+        let config = cluster.folder.join("etcd.yaml");
+        fs::write(&config, crate::servers::etcd_config(&cluster.folder, ETCD.port(), ETCD.port() + 1)).context("failed to write a file")?;
+        let log = File::create(cluster.folder.join("etcd.log")).context("failed to create the log")?;
+        let mut command = cluster.enter(etcd);
+        command.arg(format!("--config-file={}", config.display())).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        cluster.etcd = Some(command.spawn().context("failed to run etcd")?);
+        let deadline = Instant::now() + TIMEOUT;
+        while !cluster.within(|| TcpStream::connect(ETCD).is_ok())? {
+            if Instant::now() > deadline {
+                bail!("etcd does not listen:\n{}", fs::read_to_string(cluster.folder.join("etcd.log")).unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        cluster.up()?;
+        Ok(cluster)
+    }
+
     /// `network` is a shell command that prepares the network namespace.
     fn start_over(name: &str, network: &str, release: Option<&Release>) -> Result<Cluster> {
+        let mut cluster = Cluster::prepare(name, network)?;
+        if let Some(release) = release {
+            cluster.start_containerd(release)?;
+        }
+        cluster.up()?;
+        Ok(cluster)
+    }
+
+    /// Namespaces, cgroup and registry; nothing runs yet.
+    fn prepare(name: &str, network: &str) -> Result<Cluster> {
         let folder = std::env::temp_dir().join(format!("coracle-e2e-{name}-{}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
         let mut holder = Command::new("unshare");
@@ -74,12 +109,7 @@ impl Cluster {
             .context("failed to make namespaces")?;
         let registry = within(holder.id(), || Registry::start_on(REGISTRY).context("failed to start the registry"))??;
         let cgroup_root = format!("/coracle-e2e-{name}-{}", std::process::id());
-        let mut cluster = Cluster { folder, cgroup_root, holder, up: None, registry: Some(registry), removed: false, containerd: None };
-        if let Some(release) = release {
-            cluster.start_containerd(release)?;
-        }
-        cluster.up()?;
-        Ok(cluster)
+        Ok(Cluster { folder, cgroup_root, holder, up: None, etcd: None, registry: Some(registry), removed: false, containerd: None })
     }
 
     /// Starts containerd in the cluster's namespaces, and waits for its socket.
@@ -145,6 +175,9 @@ impl Cluster {
         arguments.push(format!("--cgroup-root={}", self.cgroup_root));
         // The disk of the machine that tests is none of their business.
         arguments.push("--eviction-hard=".to_owned());
+        if self.etcd.is_some() {
+            arguments.push(format!("--etcd-servers=http://{ETCD}"));
+        }
         arguments.push("--log=info,kube_client=off,coracle::span=off".to_owned());
         arguments
     }
@@ -330,6 +363,10 @@ impl Drop for Cluster {
             let _ = containerd.kill();
             let _ = containerd.wait();
             // The mounts of its snapshots are in the cluster's namespace and go with it.
+        }
+        if let Some(mut etcd) = self.etcd.take() {
+            let _ = etcd.kill();
+            let _ = etcd.wait();
         }
         let registry = self.registry.take();
         // It ends by a connection to itself, which only its own namespace can make.

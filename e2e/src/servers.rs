@@ -100,24 +100,73 @@ pub fn start_ours(folder: &Path) -> Result<Server> {
 
 /// Starts `coracle apiserver` on the etcd of another server, beside its keys.
 pub fn start_ours_on_etcd(folder: &Path, other: &Server) -> Result<Server> {
-    let (port, etcd) = (free_port()?, other.etcd.as_ref().context("the other server has no etcd")?);
-    let mut flags = vec!["apiserver".to_owned(), format!("--etcd-servers={etcd}"), "--etcd-prefix=/coracle".to_owned()];
+    let etcd = other.etcd.as_ref().context("the other server has no etcd")?;
+    start_ours_at(folder, "coracle-on-etcd", etcd, "/coracle")
+}
+
+/// Starts `coracle apiserver` on the etcd at a URL.
+pub fn start_ours_at(folder: &Path, name: &'static str, etcd: &str, prefix: &str) -> Result<Server> {
+    let port = free_port()?;
+    let mut flags = vec!["apiserver".to_owned(), format!("--etcd-servers={etcd}"), format!("--etcd-prefix={prefix}")];
     flags.extend(common_flags(folder, port));
-    let process = spawn(folder, "coracle-on-etcd", &ours("coracle")?, &flags)?;
-    Server::new("coracle-on-etcd", port, vec![process], folder)
+    let process = spawn(folder, name, &ours("coracle")?, &flags)?;
+    Server::new(name, port, vec![process], folder)
+}
+
+/// A process that is ended when dropped.
+pub struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts `coracle PART` as a client of a server, with the client's certificate.
+pub fn start_part(folder: &Path, name: &str, server: &Server, arguments: &[&str]) -> Result<Running> {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: 'https://{}', certificate-authority: {}}}}}]\n\
+         users: [{{name: u, user: {{client-certificate: {}, client-key: {}}}}}]\n",
+        server.address,
+        file("ca.crt"),
+        file("client.crt"),
+        file("client.key")
+    );
+    let path = folder.join(format!("{name}.kubeconfig"));
+    fs::write(&path, kubeconfig).context("failed to write a kubeconfig")?;
+    let mut all: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    all.push(format!("--kubeconfig={}", path.display()));
+    spawn(folder, name, &ours("coracle")?, &all).map(Running)
+}
+
+/// Starts etcd, and answers its URL; `None` where it could not be built.
+pub fn start_etcd(folder: &Path) -> Result<Option<(Running, String)>> {
+    let Some(etcd) = peer("etcd") else { return Ok(None) };
+    let (client, internal) = (free_port()?, free_port()?);
+    fs::write(folder.join("etcd.yaml"), etcd_config(folder, client, internal)).context("failed to write etcd's configuration")?;
+    let process = spawn(folder, "etcd", &etcd, &["--config-file=etcd.yaml".to_owned()])?;
+    let url = format!("http://127.0.0.1:{client}");
+    Ok(Some((Running(process), url)))
+}
+
+/// The configuration of an etcd that is alone, with its data in `folder`.
+pub fn etcd_config(folder: &Path, client: u16, internal: u16) -> String {
+    format!(
+        "name: default\ndata-dir: {}\nlisten-client-urls: http://127.0.0.1:{client}\nadvertise-client-urls: http://127.0.0.1:{client}\n\
+         listen-peer-urls: http://127.0.0.1:{internal}\ninitial-advertise-peer-urls: http://127.0.0.1:{internal}\n\
+         initial-cluster: default=http://127.0.0.1:{internal}\n",
+        folder.join("etcd").display()
+    )
 }
 
 /// Starts etcd and kube-apiserver; `None` where they could not be built.
 pub fn start_real(folder: &Path) -> Result<Option<Server>> {
     let (Some(etcd), Some(apiserver)) = (peer("etcd"), peer("kube-apiserver")) else { return Ok(None) };
     let (client, internal, port) = (free_port()?, free_port()?, free_port()?);
-    let config = format!(
-        "name: default\ndata-dir: {}\nlisten-client-urls: http://127.0.0.1:{client}\nadvertise-client-urls: http://127.0.0.1:{client}\n\
-         listen-peer-urls: http://127.0.0.1:{internal}\ninitial-advertise-peer-urls: http://127.0.0.1:{internal}\n\
-         initial-cluster: default=http://127.0.0.1:{internal}\n",
-        folder.join("etcd").display()
-    );
-    fs::write(folder.join("etcd.yaml"), config).context("failed to write etcd's configuration")?;
+    fs::write(folder.join("etcd.yaml"), etcd_config(folder, client, internal)).context("failed to write etcd's configuration")?;
     let mut processes = vec![spawn(folder, "etcd", &etcd, &["--config-file=etcd.yaml".to_owned()])?];
     let mut flags = common_flags(folder, port);
     flags.extend([

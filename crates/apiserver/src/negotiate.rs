@@ -94,7 +94,7 @@ pub fn accept(headers: &HeaderMap, watch: bool, pretty: bool) -> Result<Accepted
     let header = accept_header(headers);
     for clause in clauses(&header) {
         let media = match clause.media_type {
-            "*/*" | "application/*" => Some(Media::Json),
+            "*/*" => Some(Media::Json),
             other => Media::parse(other),
         };
         let Some(media) = media.filter(|media| !(watch && *media == Media::Yaml)) else { continue };

@@ -161,6 +161,11 @@ async fn page(ctx: &Ctx<'_>, storage: &Storage) -> Result<Page, Status> {
             .map(|limit| limit.max(0))
             .ok_or_else(|| Status::bad_request(format!("strconv.ParseInt: parsing \"{text}\": invalid syntax")))?,
     };
+    if let Some(text) = ctx.query.get("timeoutSeconds")
+        && text.parse::<i64>().is_err()
+    {
+        return Err(Status::bad_request(format!("strconv.ParseInt: parsing \"{text}\": invalid syntax")));
+    }
     let prefix = storage.collection(&ctx.info.namespace);
     let wanted = resource_version(ctx)?;
     let exact = check_match(ctx, wanted)?;
@@ -207,19 +212,21 @@ fn cached_page(ctx: &Ctx<'_>, selectors: &Selectors, prefix: &str, limit: i64) -
     let limit = usize::try_from(limit).unwrap_or(0);
     let mut page = Page { items: Vec::new(), meta: ListMeta { revision: snapshot.revision, ..ListMeta::default() } };
     let mut last = "";
+    // Upstream reads the one object of a name as such.
+    let single = selectors.fields.exact("metadata.name").is_some();
     for (index, entry) in snapshot.entries.iter().enumerate() {
-        if !selectors.matches(ctx.resource.facts, &entry.attributes) {
-            continue;
-        }
-        if limit > 0 && page.items.len() == limit {
+        // Whether what follows matches is not looked at, neither here nor by upstream.
+        if limit > 0 && page.items.len() == limit && !single {
             page.meta.next = token(snapshot.revision, &format!("{}\0", &last[prefix.len()..]));
             if selectors.is_empty() {
                 page.meta.remaining = i64::try_from(total - index).ok();
             }
             break;
         }
-        page.items.push((entry.value.clone(), entry.revision));
-        last = &entry.key;
+        if selectors.matches(ctx.resource.facts, &entry.attributes) {
+            page.items.push((entry.value.clone(), entry.revision));
+            last = &entry.key;
+        }
     }
     Ok(page)
 }

@@ -58,6 +58,10 @@ pub fn answer(resource: &str, mut review: Value, context: &Context) -> Result<Va
     if resource == "selfsubjectreviews" {
         review["metadata"]["creationTimestamp"] = json!(Timestamp::from_second(context.now.as_second()).unwrap_or(context.now).to_string());
     }
+    if resource == "selfsubjectrulesreviews" {
+        // Upstream answers with the status alone.
+        review["spec"] = json!({});
+    }
     review["status"] = status;
     Ok(review)
 }
@@ -146,7 +150,9 @@ fn access_review(review: &Value, user: &User, context: &Context) -> Result<Value
         },
         _ => {
             let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-            return Err(invalid(FieldError::invalid("spec", Value::Null, why)));
+            // Upstream shows the one it looked at last.
+            let shown = path.map_or(Value::Null, |asked| json!({"Path": text(asked, "/path"), "Verb": text(asked, "/verb")}));
+            return Err(invalid(FieldError::invalid("spec", shown, why)));
         }
     };
     Ok(match context.authorizer.authorize(&attributes) {

@@ -141,14 +141,17 @@ pub async fn ensure(api: &Arc<Api>, wanted: &Value) -> Result<(), Status> {
     };
     let failed = |status: Status| Status::internal(format!("failed to make {gvk} {}: {}", info.name, status.message));
     match ctx.load().await {
-        Err(status) if status.code == 404 => create_object(&ctx, wanted.clone(), false, &mut Vec::new()).await.map(drop).map_err(failed),
-        Err(status) => Err(failed(status)),
-        Ok(_) => {
-            let update = guaranteed_update(&ctx, false, |old| match reconcile(old, wanted) {
-                Some(new) => prepare_update(&ctx, old, new),
-                None => Ok(Step::Put(old.clone())),
-            });
-            update.await.map(drop).map_err(failed)
-        }
+        Err(status) if status.code == 404 => match create_object(&ctx, wanted.clone(), false, &mut Vec::new()).await {
+            // Another server of the same etcd was quicker.
+            Err(status) if status.code == 409 => {}
+            outcome => return outcome.map(drop).map_err(failed),
+        },
+        Err(status) => return Err(failed(status)),
+        Ok(_) => {}
     }
+    let update = guaranteed_update(&ctx, false, |old| match reconcile(old, wanted) {
+        Some(new) => prepare_update(&ctx, old, new),
+        None => Ok(Step::Put(old.clone())),
+    });
+    update.await.map(drop).map_err(failed)
 }

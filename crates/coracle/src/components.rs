@@ -20,25 +20,31 @@ fn flag(name: &str, value: impl ToString) -> String {
 
 /// The API server with its embedded store.
 pub fn apiserver(settings: &Settings) -> Result<apiserver::Config> {
-    parse(
-        "apiserver",
-        vec![
-            flag("data-dir", settings.data_dir.join("store")),
-            flag("bind-address", settings.bind_address),
-            flag("secure-port", settings.secure_port),
-            flag("advertise-address", settings.node_address()?),
-            flag("service-cluster-ip-range", &settings.service_cluster_ip_range),
-            flag("client-ca-file", settings.pki("ca.crt")),
-            flag("tls-cert-file", settings.pki("apiserver.crt")),
-            flag("tls-private-key-file", settings.pki("apiserver.key")),
-            flag("service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
-            flag("service-account-key-file", settings.pki("sa.pub")),
-            flag("service-account-signing-key-file", settings.pki("sa.key")),
-            flag("kubelet-certificate-authority", settings.pki("ca.crt")),
-            flag("kubelet-client-certificate", settings.pki("apiserver-kubelet-client.crt")),
-            flag("kubelet-client-key", settings.pki("apiserver-kubelet-client.key")),
-        ],
-    )
+    let mut flags = vec![
+        flag("data-dir", settings.data_dir.join("store")),
+        flag("bind-address", settings.bind_address),
+        flag("secure-port", settings.secure_port),
+        flag("advertise-address", settings.node_address()?),
+        flag("service-cluster-ip-range", &settings.service_cluster_ip_range),
+        flag("client-ca-file", settings.pki("ca.crt")),
+        flag("tls-cert-file", settings.pki("apiserver.crt")),
+        flag("tls-private-key-file", settings.pki("apiserver.key")),
+        flag("service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
+        flag("service-account-key-file", settings.pki("sa.pub")),
+        flag("service-account-signing-key-file", settings.pki("sa.key")),
+        flag("kubelet-certificate-authority", settings.pki("ca.crt")),
+        flag("kubelet-client-certificate", settings.pki("apiserver-kubelet-client.crt")),
+        flag("kubelet-client-key", settings.pki("apiserver-kubelet-client.key")),
+    ];
+    if !settings.etcd_servers.is_empty() {
+        flags.push(flag("etcd-servers", settings.etcd_servers.join(",")));
+    }
+    for (name, file) in
+        [("etcd-cafile", &settings.etcd_cafile), ("etcd-certfile", &settings.etcd_certfile), ("etcd-keyfile", &settings.etcd_keyfile)]
+    {
+        flags.extend(file.as_ref().map(|file| flag(name, file)));
+    }
+    parse("apiserver", flags)
 }
 
 /// The controllers, each with its own identity.

@@ -8,6 +8,7 @@
 mod apply;
 mod components;
 mod down;
+mod etcd;
 mod pki;
 mod progress;
 mod settings;
@@ -55,6 +56,9 @@ enum Command {
     Apply(apply::Args),
     /// Print what the API server answers to a GET of a path.
     Get(apply::GetArgs),
+    /// What one does with the store beside running it.
+    #[command(subcommand)]
+    Etcd(etcd::Command),
     /// The API server.
     Apiserver(apiserver::Config),
     /// The controllers.
@@ -124,6 +128,7 @@ async fn run(cli: Cli) -> Result<()> {
             Command::Trace(args) => trace::run(args).await,
             Command::Apply(args) => apply::run(args).await,
             Command::Get(args) => apply::get(args).await,
+            Command::Etcd(command) => etcd::run(command).await,
             Command::Apiserver(config) => Ok(apiserver::run(config, cancel.clone()).await?),
             Command::ControllerManager(config) => Ok(controller_manager::run(config, cancel.clone()).await?),
             Command::Scheduler(config) => Ok(scheduler::run(config, cancel.clone()).await?),

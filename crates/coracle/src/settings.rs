@@ -73,6 +73,22 @@ pub struct Settings {
     #[arg(long, conflicts_with_all = ["bridge", "nftables_table", "cni_conf_dir", "cni_bin_dir", "shim"])]
     #[serde(default)]
     pub container_runtime_endpoint: Option<String>,
+    /// The members of a real etcd in place of the embedded store, comma-separated URLs.
+    #[arg(long, value_delimiter = ',')]
+    #[serde(default)]
+    pub etcd_servers: Vec<String>,
+    /// Certificate authority of etcd's members, PEM.
+    #[arg(long, requires = "etcd_servers")]
+    #[serde(default)]
+    pub etcd_cafile: Option<Utf8PathBuf>,
+    /// Client certificate towards etcd, PEM.
+    #[arg(long, requires = "etcd_servers", requires = "etcd_keyfile")]
+    #[serde(default)]
+    pub etcd_certfile: Option<Utf8PathBuf>,
+    /// Key of the client certificate towards etcd, PEM.
+    #[arg(long, requires = "etcd_servers", requires = "etcd_certfile")]
+    #[serde(default)]
+    pub etcd_keyfile: Option<Utf8PathBuf>,
     /// The shim's executable [default: containerd-shim-coracle-v2 beside this executable, else on PATH].
     #[arg(long)]
     pub shim: Option<Utf8PathBuf>,

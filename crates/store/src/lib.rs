@@ -16,7 +16,7 @@ mod error;
 mod etcd;
 mod types;
 
-pub use embedded::{Embedded, Options};
+pub use embedded::{Embedded, Options, SnapshotStatus, snapshot_restore, snapshot_save, snapshot_status};
 pub use error::Error;
 pub use etcd::{Etcd, EtcdConfig};
 pub use types::{

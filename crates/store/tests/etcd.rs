@@ -35,7 +35,7 @@ fn everything() -> WatchRequest {
 
 #[tokio::test]
 async fn a_watch_goes_on_when_etcd_comes_again() {
-    let Some(program) = real::peer("etcd", "a_watch_goes_on_when_etcd_comes_again") else { return };
+    let Some(program) = real::peer("etcd") else { return };
     let mut member = Member::start(&program);
     let store = member.client().await;
     let mut watch = store.watch(everything()).await.expect("watch");
@@ -54,7 +54,7 @@ async fn a_watch_goes_on_when_etcd_comes_again() {
 
 #[tokio::test]
 async fn a_watch_that_missed_what_is_compacted_is_told_so() {
-    let Some(program) = real::peer("etcd", "a_watch_that_missed_what_is_compacted_is_told_so") else { return };
+    let Some(program) = real::peer("etcd") else { return };
     let mut member = Member::start(&program);
     let store = member.client().await;
     let mut watch = store.watch(everything()).await.expect("watch");
@@ -72,7 +72,7 @@ async fn a_watch_that_missed_what_is_compacted_is_told_so() {
 
 #[tokio::test]
 async fn one_member_of_three_dies() {
-    let Some(program) = real::peer("etcd", "one_member_of_three_dies") else { return };
+    let Some(program) = real::peer("etcd") else { return };
     let mut members = Member::start_three(&program);
     let store = real::client(members.iter().map(Member::url).collect()).await;
     let mut watch = store.watch(everything()).await.expect("watch");
@@ -108,7 +108,7 @@ async fn one_member_of_three_dies() {
 
 #[tokio::test]
 async fn tls_on_both_sides() {
-    let Some(program) = real::peer("etcd", "tls_on_both_sides") else { return };
+    let Some(program) = real::peer("etcd") else { return };
     let folder = tempfile::tempdir().expect("tempdir");
     let ca_key = KeyPair::generate().expect("key");
     let mut ca = CertificateParams::default();

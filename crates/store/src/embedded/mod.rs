@@ -14,6 +14,7 @@ mod fuzz;
 mod lease;
 mod log;
 mod record;
+mod snapshot;
 mod state;
 #[cfg(test)]
 mod tape;
@@ -35,6 +36,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub(crate) use self::lease::TTL_SECONDS_MAX;
 use self::log::Log;
+pub use self::snapshot::{SnapshotStatus, snapshot_restore, snapshot_save, snapshot_status};
 use self::state::State;
 pub(crate) use self::txn::check as check_txn;
 use self::watch::Signal;

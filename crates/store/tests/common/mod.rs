@@ -42,7 +42,7 @@ macro_rules! check_real {
             $(
                 #[tokio::test]
                 async fn $case() {
-                    let Some(program) = super::common::real::peer(stringify!($peer), stringify!($case)) else { return };
+                    let Some(program) = super::common::real::peer(stringify!($peer)) else { return };
                     let member = super::common::real::Member::start(&program);
                     super::$case(&member.client().await).await;
                 }

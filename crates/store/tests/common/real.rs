@@ -14,11 +14,11 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 const STARTS_MAX: usize = 5;
 
 /// The program of this name, where it could be had.
-pub fn peer(name: &str, test: &str) -> Option<PathBuf> {
+pub fn peer(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("CORACLE_PEERS").map(|folder| PathBuf::from(folder).join(name.replace('_', "-")));
     let found = path.filter(|path| path.is_file());
     if found.is_none() {
-        println!("SKIPPED: {name}::{test}: there is no {name} in CORACLE_PEERS");
+        println!("SKIPPED: {name}: there is no {name} in CORACLE_PEERS");
     }
     found
 }
