@@ -213,6 +213,9 @@ fn peers(host: &mut Host) -> Result<PathBuf> {
     for program in ["crictl", "critest"] {
         keep(host, &directory, program, CRI_TOOLS, |to| cri_tools(program, to));
     }
+    if host.apt {
+        keep(host, &directory, "busybox", "debian", debian_busybox);
+    }
     Ok(directory)
 }
 
@@ -286,6 +289,29 @@ fn kubernetes(program: &str, to: &Path) -> Result<()> {
     let flags = format!("-s -w -X {base}.gitVersion={KUBERNETES} -X {base}.gitMajor=1 -X {base}.gitMinor=37");
     let package = format!("k8s.io/kubernetes/cmd/{program}");
     go_build(&format!("build {program} {KUBERNETES}"), &directory, &["build", "-ldflags", &flags], to, &package)
+}
+
+/// The busybox that Debian links dynamically: its shell runs commands by their paths, where busybox-static's runs them in itself. The two packages
+/// exclude each other, so it is unpacked and not installed.
+fn debian_busybox(to: &Path) -> Result<()> {
+    let directory = cache().join("debian");
+    // Of an earlier attempt there may be an older package.
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
+    let download = || {
+        let mut command = Command::new("apt-get");
+        // As root: its own user may not be able to write to the cache.
+        command.args(["download", "-qq", "-o", "APT::Sandbox::User=root", "busybox"]).current_dir(&directory);
+        sh::run("download busybox", &mut command)
+    };
+    if download().is_err() {
+        sh::run("apt-get update", Command::new("apt-get").args(["update", "-qq"]))?;
+        download()?;
+    }
+    let mut names = fs::read_dir(&directory).context("failed to list the downloads")?.filter_map(|entry| Some(entry.ok()?.path()));
+    let package = names.find(|path| path.extension().is_some_and(|extension| extension == "deb")).context("no package was downloaded")?;
+    sh::run("unpack busybox", Command::new("dpkg-deb").arg("-x").arg(&package).arg(&directory))?;
+    fs::copy(directory.join("bin/busybox"), to).map(drop).with_context(|| format!("failed to write {}", to.display()))
 }
 
 /// Where the module proxy's copy of k8s.io/api has its golden files.

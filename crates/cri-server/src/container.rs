@@ -23,7 +23,7 @@ use crate::shim::{Exit, Shim};
 use crate::spec::user::{self, UserFiles};
 use crate::spec::{self, ContainerFacts, PodFiles, seccomp, signal};
 use crate::state::{Container, ContainerState, Ended, Link, Sandbox, lock};
-use crate::{host, record};
+use crate::{host, record, volumes};
 
 /// The snapshot's mounts, kept beside the bundle for StartContainer.
 const ROOTFS_FILE: &str = "rootfs.json";
@@ -107,9 +107,10 @@ impl Server {
         fs::create_dir_all(bundle.join("rootfs")).map_err(Error::io("make directory", bundle.join("rootfs")))?;
         let mounts = self.images.prepare_snapshot(id, &image).await?;
         let users = self.user_files(&image.id, &mounts, &dir).await?;
+        let with_volumes = self.with_volumes(id, &image.config.volumes, &mounts, &dir, &config).await?;
         let image_name = if reference.user_specified_image.is_empty() { &reference.image } else { &reference.user_specified_image };
         let (server, sandbox_copy, pod_copy, config_copy, name, own_id) =
-            (Arc::clone(self), Arc::clone(sandbox), pod.clone(), config.clone(), image_name.clone(), id.to_owned());
+            (Arc::clone(self), Arc::clone(sandbox), pod.clone(), with_volumes, image_name.clone(), id.to_owned());
         let defaults = images::defaults(&image);
         let spec =
             self.blocking(move || server.container_spec(&own_id, &sandbox_copy, &pod_copy, &config_copy, &defaults, &name, &users)).await?;
@@ -142,6 +143,34 @@ impl Server {
         record::write(&dir, &record)?;
         span.end();
         Ok(Arc::new(Container::new(&record, config, &sandbox.config, dir, ContainerState::Created)))
+    }
+
+    /// The config with a mount for each volume of the image. They are as old as the writable layer, and go with it.
+    async fn with_volumes(
+        self: &Arc<Self>,
+        id: &str,
+        declared: &[String],
+        mounts: &[SnapshotMount],
+        dir: &Utf8Path,
+        config: &ContainerConfig,
+    ) -> Result<ContainerConfig> {
+        let mut config = config.clone();
+        let places = volumes::wanted(declared, &config.mounts);
+        if places.is_empty() {
+            return Ok(config);
+        }
+        let mut made = Vec::new();
+        for (number, place) in places.into_iter().enumerate() {
+            made.push((place, self.images.snapshot_volume(id, number)?));
+        }
+        config.mounts.extend(made.iter().map(|(place, source)| volumes::mount(place, &source.to_string_lossy())));
+        let (mounts, scratch) = (mounts.to_vec(), dir.join("users"));
+        self.blocking(move || {
+            made.iter().try_for_each(|(_, source)| volumes::make_directory(source))?;
+            host::with_root(&mounts, &scratch, |root| made.iter().try_for_each(|(place, source)| volumes::fill(root, place, source)))
+        })
+        .await?;
+        Ok(config)
     }
 
     async fn user_files(self: &Arc<Self>, image_id: &str, mounts: &[SnapshotMount], dir: &Utf8Path) -> Result<Arc<UserFiles>> {
@@ -251,11 +280,12 @@ impl Server {
         if let Some(state) = state {
             return Err(Error::State { kind: "container", id: container.id.clone(), state });
         }
-        let not_ready = || Error::State { kind: "sandbox", id: sandbox.id.clone(), state: "not ready" };
-        if !sandbox.is_ready() {
-            return Err(not_ready());
-        }
-        let shim = sandbox.shim().ok_or_else(not_ready)?;
+        let shim = sandbox.shim().filter(|_| sandbox.is_ready());
+        let Some(shim) = shim else {
+            let error = Error::State { kind: "sandbox", id: sandbox.id.clone(), state: "not ready" };
+            self.end(container, failed_start(&error));
+            return Err(error);
+        };
         let span = Span::begin(pod_uid(&sandbox.config), "cri.StartContainer");
         container.state.send_replace(ContainerState::Starting);
         self.save_container(container)?;
@@ -264,14 +294,7 @@ impl Server {
             if let Err(error) = shim.delete(&container.id, "").await {
                 tracing::warn!(container_id = container.id, %error, "failed to delete what was created of it");
             }
-            let ended = Ended {
-                finished_at: host::now(),
-                exit_code: START_ERROR,
-                reason: "StartError".to_owned(),
-                message: error.chain(),
-                ..Ended::default()
-            };
-            self.end(container, ended);
+            self.end(container, failed_start(&error));
             return Err(error);
         }
         span.end();
@@ -414,7 +437,7 @@ impl Server {
     /// # Errors
     /// [`Error`] if it cannot be killed.
     pub async fn stop_container(self: &Arc<Self>, id: &str, grace: Duration) -> Result<()> {
-        let Ok(container) = self.registry(|registry| registry.container(id)) else { return Ok(()) };
+        let Some(container) = Error::if_found(self.registry(|registry| registry.container(id)))? else { return Ok(()) };
         let server = Arc::clone(self);
         self.finish(async move { server.stop(&container, grace).await }).await
     }
@@ -459,7 +482,7 @@ impl Server {
     /// # Errors
     /// [`Error`]; the call can be repeated.
     pub async fn remove_container(self: &Arc<Self>, id: &str) -> Result<()> {
-        let Ok(container) = self.registry(|registry| registry.container(id)) else { return Ok(()) };
+        let Some(container) = Error::if_found(self.registry(|registry| registry.container(id)))? else { return Ok(()) };
         let server = Arc::clone(self);
         self.finish(async move { server.remove(&container).await }).await
     }
@@ -481,7 +504,7 @@ impl Server {
     /// Changes a container's limits, now if it runs, else for its start.
     ///
     /// # Errors
-    /// [`Error::Spec`] for limits that the host cannot enforce, [`Error::State`] if it has ended, [`Error::Shim`].
+    /// [`Error::Spec`] for limits that the host cannot enforce, [`Error::State`] without its sandbox, [`Error::Shim`].
     pub async fn update_resources(self: &Arc<Self>, id: &str, request: LinuxContainerResources) -> Result<()> {
         let container = self.registry(|registry| registry.container(id))?;
         let server = Arc::clone(self);
@@ -490,9 +513,6 @@ impl Server {
             let (mut resources, oom_score_adj) = container.limits();
             spec::resources::merge(&mut resources, &request, &server.host)?;
             match container.state() {
-                ContainerState::Exited(_) => {
-                    return Err(Error::State { kind: "container", id: container.id.clone(), state: "exited" });
-                }
                 ContainerState::Running { .. } => {
                     let sandbox = server.registry(|registry| registry.sandbox(&container.sandbox_id))?;
                     let shim =
@@ -502,7 +522,8 @@ impl Server {
                     let json = serde_json::to_vec(&changed).map_err(|error| Error::Invalid(error.to_string()))?;
                     shim.update(&container.id, json).await.map_err(Error::shim("update container", &container.id))?;
                 }
-                ContainerState::Created | ContainerState::Starting => {}
+                // It is told what it was given; there is nothing to enforce it on.
+                ContainerState::Created | ContainerState::Starting | ContainerState::Exited(_) => {}
             }
             let path = container.bundle().join("config.json");
             let mut spec = read_spec(&path)?;
@@ -513,6 +534,12 @@ impl Server {
         })
         .await
     }
+}
+
+/// The end of a container that could not be started.
+fn failed_start(error: &Error) -> Ended {
+    let (reason, message) = ("StartError".to_owned(), error.chain());
+    Ended { finished_at: host::now(), exit_code: START_ERROR, reason, message, ..Ended::default() }
 }
 
 /// The key of the lock under which containers of a sandbox are made.

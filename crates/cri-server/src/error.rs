@@ -1,7 +1,7 @@
 //! Errors of the server, and their gRPC codes.
 //!
-//! Codes as containerd's: NotFound, AlreadyExists, InvalidArgument, Unimplemented, DeadlineExceeded, Unavailable where it has
-//! them, Unknown for what a runtime or the kernel refused.
+//! Codes as containerd's: NotFound, FailedPrecondition, Unimplemented, DeadlineExceeded, Unavailable where it has them, Unknown for what a
+//! runtime or the kernel refused. Where containerd says Unknown to a wrong request, it is InvalidArgument here (`e2e/cri`).
 
 use std::io;
 
@@ -60,6 +60,18 @@ impl Error {
         move |source| Self::Io { act, path, source }
     }
 
+    /// What a stop or a removal makes of a lookup: what is not there is done already.
+    ///
+    /// # Errors
+    /// All but [`Error::NotFound`].
+    pub fn if_found<T>(found: Result<T>) -> Result<Option<T>> {
+        match found {
+            Ok(found) => Ok(Some(found)),
+            Err(Self::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A shim's refusal, for `map_err`.
     pub fn shim(act: &'static str, id: impl Into<String>) -> impl FnOnce(CallError) -> Self {
         let id = id.into();
@@ -81,9 +93,8 @@ impl Error {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } => Code::NotFound,
-            Self::Reserved { .. } => Code::AlreadyExists,
             Self::Invalid(_) | Self::Config { .. } => Code::InvalidArgument,
-            Self::State { .. } => Code::FailedPrecondition,
+            Self::State { .. } | Self::Reserved { .. } => Code::FailedPrecondition,
             Self::Spec(SpecError::Unimplemented(_)) | Self::Unimplemented(_) => Code::Unimplemented,
             Self::Spec(_) => Code::InvalidArgument,
             Self::Deadline { .. } => Code::DeadlineExceeded,

@@ -1,7 +1,7 @@
 //! ExecSync, and the process behind an exec stream: FIFOs of our own, and the shim's Task.Exec.
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
@@ -19,7 +19,7 @@ use crate::sandbox::remove_dir;
 use crate::server::Server;
 use crate::shim::Shim;
 use crate::spec::signal::SIGKILL;
-use crate::state::{Container, ContainerState};
+use crate::state::{Container, ContainerState, lock};
 
 /// Output of ExecSync beyond this is thrown away, in bytes of each stream, as containerd's.
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
@@ -203,8 +203,7 @@ impl Server {
         let container = self.registry(|registry| registry.container(&request.container_id))?;
         let streams = Streams { stdout: true, stderr: true, ..Streams::default() };
         let (mut exec, ends) = self.start_exec(&container, request.cmd, streams).await?;
-        let stdout = tokio::spawn(collect(ends.stdout));
-        let stderr = tokio::spawn(collect(ends.stderr));
+        let (stdout, stderr) = (Collector::of(ends.stdout), Collector::of(ends.stderr));
         let limit = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0);
         let deadline = async {
             match limit {
@@ -221,37 +220,49 @@ impl Server {
             exec.kill().await;
             let _ = tokio::time::timeout(DRAIN, exec.wait()).await;
             exec.finish().await;
-            stdout.abort();
-            stderr.abort();
             return Err(Error::Deadline { act: "a command in container", id: container.id.clone(), seconds: limit.unwrap_or(0) });
         };
         // Once it is deleted the shim has closed its ends of the FIFOs.
         exec.finish().await;
         let exit_code = i32::try_from(status?).unwrap_or(i32::MAX);
-        Ok(ExecSyncResponse { stdout: drained(stdout).await, stderr: drained(stderr).await, exit_code })
+        Ok(ExecSyncResponse { stdout: stdout.drained().await, stderr: stderr.drained().await, exit_code })
     }
 }
 
-async fn drained(mut reader: JoinHandle<Vec<u8>>) -> Vec<u8> {
-    match tokio::time::timeout(DRAIN, &mut reader).await {
-        Ok(Ok(bytes)) => bytes,
-        _ => {
-            reader.abort();
-            Vec::new()
-        }
+/// Reads an output stream while the command runs. Dropped, it reads no further.
+struct Collector {
+    kept: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Collector {
+    fn of(pipe: Option<pipe::Receiver>) -> Self {
+        let kept = Arc::default();
+        Self { reader: tokio::spawn(collect(pipe, Arc::clone(&kept))), kept }
+    }
+
+    /// What the command wrote. A child that it left may hold the stream open: that is not waited for.
+    async fn drained(mut self) -> Vec<u8> {
+        let _ = tokio::time::timeout(DRAIN, &mut self.reader).await;
+        std::mem::take(&mut lock(&self.kept))
     }
 }
 
-async fn collect(pipe: Option<pipe::Receiver>) -> Vec<u8> {
-    let Some(mut pipe) = pipe else { return Vec::new() };
-    let mut kept = Vec::new();
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+async fn collect(pipe: Option<pipe::Receiver>, kept: Arc<Mutex<Vec<u8>>>) {
+    let Some(mut pipe) = pipe else { return };
     let mut buffer = vec![0; 32 * 1024];
     while let Ok(count) = pipe.read(&mut buffer).await {
         if count == 0 {
             break;
         }
+        let mut kept = lock(&kept);
         let room = OUTPUT_BYTES_MAX - kept.len();
         kept.extend_from_slice(&buffer[..count.min(room)]);
     }
-    kept
 }

@@ -129,22 +129,31 @@ pub fn unmount(path: &Utf8Path) -> Result<()> {
 /// # Errors
 /// [`Error::Kernel`] for a mount that cannot be made, [`Error::Io`] for files that cannot be read.
 pub fn user_files(mounts: &[SnapshotMount], scratch: &Utf8Path) -> Result<UserFiles> {
+    let read = |root: &OwnedFd| Ok(UserFiles { passwd: read_user_file(root, "etc/passwd")?, group: read_user_file(root, "etc/group")? });
+    Ok(with_root(mounts, scratch, read)?.unwrap_or_default())
+}
+
+/// Looks at a snapshot's root file system through a mount that nobody else sees; `None` if it has no layers.
+///
+/// # Errors
+/// [`Error::Kernel`] for a mount that cannot be made; those of `look`.
+pub fn with_root<T>(mounts: &[SnapshotMount], scratch: &Utf8Path, look: impl FnOnce(&OwnedFd) -> Result<T>) -> Result<Option<T>> {
     let layers = layers(mounts);
     let (root, attached) = match layers.as_slice() {
-        [] => return Ok(UserFiles::default()),
+        [] => return Ok(None),
         [only] => (open_directory(only)?, None),
         layers => match detached_overlay(layers) {
             Ok(root) => (root, None),
             Err(_) => (attached_overlay(layers, scratch)?, Some(scratch)),
         },
     };
-    let files = read_user_file(&root, "etc/passwd").and_then(|passwd| Ok(UserFiles { passwd, group: read_user_file(&root, "etc/group")? }));
+    let seen = look(&root);
     drop(root);
     if let Some(scratch) = attached {
         unmount(scratch)?;
         fs::remove_dir(scratch).map_err(Error::io("remove directory", scratch))?;
     }
-    files
+    seen.map(Some)
 }
 
 fn open_directory(path: &str) -> Result<OwnedFd> {

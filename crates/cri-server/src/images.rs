@@ -96,6 +96,14 @@ impl Images {
         self.0.remove_snapshot(key).await.map_err(failed("remove the snapshot of container", key))
     }
 
+    /// Where a container's volume is kept: beside its writable layer, with which it goes.
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub fn snapshot_volume(&self, key: &str, number: usize) -> Result<std::path::PathBuf> {
+        self.0.snapshot_volume(key, number).map_err(failed("make a volume of container", key))
+    }
+
     /// What a container wrote into its layer; none if there is no such layer.
     pub async fn snapshot_usage(&self, key: &str) -> Option<Usage> {
         self.0.snapshot_usage(key).await.ok()

@@ -40,6 +40,7 @@ mod state;
 mod stats;
 mod status;
 mod streaming;
+mod volumes;
 
 pub use config::{Config, SHIM_NAME};
 pub use error::Error;

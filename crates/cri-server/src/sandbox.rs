@@ -328,7 +328,7 @@ impl Server {
     /// # Errors
     /// [`Error`] of the first step that failed; all were tried.
     pub async fn stop_pod_sandbox(self: &Arc<Self>, id: &str) -> Result<()> {
-        let Ok(sandbox) = self.registry(|registry| registry.sandbox(id)) else { return Ok(()) };
+        let Some(sandbox) = Error::if_found(self.registry(|registry| registry.sandbox(id)))? else { return Ok(()) };
         let server = Arc::clone(self);
         self.finish(async move {
             let _one = server.locks.acquire(&sandbox.id).await;
@@ -391,7 +391,7 @@ impl Server {
     /// # Errors
     /// [`Error`]; the sandbox stays, not ready, and the call can be repeated.
     pub async fn remove_pod_sandbox(self: &Arc<Self>, id: &str) -> Result<()> {
-        let Ok(sandbox) = self.registry(|registry| registry.sandbox(id)) else { return Ok(()) };
+        let Some(sandbox) = Error::if_found(self.registry(|registry| registry.sandbox(id)))? else { return Ok(()) };
         let server = Arc::clone(self);
         self.finish(async move {
             let _one = server.locks.acquire(&sandbox.id).await;

@@ -198,8 +198,7 @@ impl RuntimeService for Runtime {
         request: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
         let request = request.into_inner();
-        let linux = request.linux.ok_or_else(|| RpcStatus::invalid_argument("linux is missing"))?;
-        self.0.update_resources(&request.container_id, linux).await?;
+        self.0.update_resources(&request.container_id, request.linux.unwrap_or_default()).await?;
         answer(UpdateContainerResourcesResponse {})
     }
 

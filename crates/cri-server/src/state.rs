@@ -347,17 +347,17 @@ impl Registry {
     /// The sandbox of this id, or of the only one that begins so.
     ///
     /// # Errors
-    /// [`Error::NotFound`].
+    /// [`Error::NotFound`]; [`Error::Invalid`] for what is no id, or the beginning of several.
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {
-        by_prefix(&self.sandboxes, id).ok_or_else(|| Error::NotFound { kind: "sandbox", id: id.to_owned() })
+        by_prefix(&self.sandboxes, "sandbox", id)
     }
 
     /// The container of this id, or of the only one that begins so.
     ///
     /// # Errors
-    /// [`Error::NotFound`].
+    /// [`Error::NotFound`]; [`Error::Invalid`] for what is no id, or the beginning of several.
     pub fn container(&self, id: &str) -> Result<Arc<Container>> {
-        by_prefix(&self.containers, id).ok_or_else(|| Error::NotFound { kind: "container", id: id.to_owned() })
+        by_prefix(&self.containers, "container", id)
     }
 
     /// All sandboxes.
@@ -376,13 +376,16 @@ impl Registry {
     }
 }
 
-fn by_prefix<T>(map: &BTreeMap<String, Arc<T>>, prefix: &str) -> Option<Arc<T>> {
+fn by_prefix<T>(map: &BTreeMap<String, Arc<T>>, kind: &'static str, prefix: &str) -> Result<Arc<T>> {
     if prefix.is_empty() {
-        return None;
+        return Err(Error::Invalid(format!("the {kind}'s id is empty")));
     }
     let mut matching = map.range(prefix.to_owned()..).take_while(|(id, _)| id.starts_with(prefix));
-    let (id, first) = matching.next()?;
-    if id == prefix || matching.next().is_none() { Some(Arc::clone(first)) } else { None }
+    match (matching.next(), matching.next()) {
+        (None, _) => Err(Error::NotFound { kind, id: prefix.to_owned() }),
+        (Some((id, first)), second) if id == prefix || second.is_none() => Ok(Arc::clone(first)),
+        _ => Err(Error::Invalid(format!("{kind} id {prefix:?} is the beginning of several"))),
+    }
 }
 
 /// One operation at a time on each key.
@@ -416,10 +419,13 @@ mod tests {
     fn prefixes_find_only_one() {
         let map: BTreeMap<String, Arc<u8>> =
             [("ab1", 1), ("ab2", 2), ("c", 3), ("cd", 4)].into_iter().map(|(id, value)| (id.to_owned(), Arc::new(value))).collect();
-        for (prefix, expected) in
-            [("ab1", Some(1)), ("ab", None), ("c", Some(3)), ("cd", Some(4)), ("", None), ("x", None), ("ab2", Some(2))]
-        {
-            assert_eq!(by_prefix(&map, prefix).map(|value| *value), expected, "{prefix:?}");
+        for (prefix, expected) in [("ab1", 1), ("c", 3), ("cd", 4), ("ab2", 2)] {
+            assert_eq!(by_prefix(&map, "pod", prefix).map(|value| *value).ok(), Some(expected), "{prefix:?}");
+        }
+        // What is not there may be taken for removed; what is no name of one thing may not.
+        assert!(matches!(by_prefix(&map, "pod", "x"), Err(Error::NotFound { .. })));
+        for prefix in ["", "ab"] {
+            assert!(matches!(by_prefix(&map, "pod", prefix), Err(Error::Invalid(_))), "{prefix:?}");
         }
     }
 

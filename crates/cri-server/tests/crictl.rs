@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 use common::{PATIENCE, kill_9, on_node, pids_with};
+use testkit::tar::Entry;
 
 #[test]
 fn the_life_of_a_pod() {
@@ -357,5 +358,42 @@ fn wrong_input_is_refused_and_leaves_nothing() {
         node.ok(&["rm", &id]);
         let left = node.dir.join("state/containers").read_dir_utf8().expect("listed").count();
         assert_eq!(left, 0);
+    });
+}
+
+#[test]
+fn volumes_of_the_image() {
+    on_node("volumes_of_the_image", |node| {
+        let volumes = serde_json::json!({"/data": {}, "/cache": {}, "/given": {}});
+        let image = common::busybox_spec(&node.needs.busybox)
+            .layer([Entry::dir("data"), Entry::file("data/of-the-image", "hello\n").owner(1000, 1000).mode(0o600)])
+            .config("Volumes", volumes);
+        node.registry.add("volumes", "1", &image.build());
+        let reference = node.image().replace("busybox:1", "volumes:1");
+        node.ok(&["pull", &reference]);
+        std::fs::create_dir(node.dir.join("given")).expect("made");
+        let pod = node.pod("a");
+        let made = |name: &str| {
+            node.container(&pod, name, &["sleep", "1000"], |config| {
+                config["image"]["image"] = reference.clone().into();
+                config["mounts"] = serde_json::json!([{"container_path": "/given", "host_path": node.dir.join("given")}]);
+                config["linux"]["security_context"]["readonly_rootfs"] = true.into();
+            })
+        };
+        let ids = [made("one"), made("two")];
+        for id in &ids {
+            node.ok(&["start", id]);
+            let exec = |script: &str| node.ok(&["exec", "--sync", id, "sh", "-c", script]);
+            assert_eq!(exec("cat /data/of-the-image; ls /data /cache /given"), "hello\n/cache:\n\n/data:\nof-the-image\n\n/given:");
+            // The root is read-only, the volumes are not, and each container has its own.
+            exec("echo x > /data/new; echo y > /cache/new");
+            exec("! echo x > /new");
+        }
+        let volumes = node.dir.join("root/snapshots").join(&ids[0]).join("volumes");
+        assert_eq!(volumes.read_dir_utf8().expect("listed").count(), 2, "the given one is none");
+        for id in &ids {
+            node.ok(&["rm", "-f", id]);
+        }
+        assert!(!volumes.exists());
     });
 }

@@ -120,6 +120,18 @@ impl ImageStore {
         join(tokio::task::spawn_blocking(move || shared.prepare_blocking(&key, &image)), "preparing a snapshot").await?
     }
 
+    /// Where a volume of a snapshot's container is kept, for the caller to make: it goes with the snapshot.
+    ///
+    /// # Errors
+    /// A bad key, or [`Error::SnapshotMissing`].
+    pub fn snapshot_volume(&self, key: &str, number: usize) -> Result<std::path::PathBuf> {
+        check_key(key)?;
+        if !self.shared.index().snapshots.contains_key(key) {
+            return Err(Error::SnapshotMissing { key: key.to_owned() });
+        }
+        Ok(self.shared.disk.snapshots().join(key).join("volumes").join(number.to_string()))
+    }
+
     /// Removes a snapshot (it must not be mounted). One that is not here is a success.
     ///
     /// # Errors

@@ -22,12 +22,13 @@ const PASSWD: &str =
     "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n";
 const GROUP: &str = "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n";
 
-/// Serves all of the images from `registry`. `tool` is the static executable `critest-tool`.
+/// Serves all of the images from `registry`. `tool` is the static executable `critest-tool`, `shell` a busybox whose shell runs every command by
+/// its path (Debian's dynamic one): critest asks for a command that is hidden by a mount.
 ///
 /// # Errors
-/// Without Debian's static `/bin/busybox` or `/bin/dash`.
-pub fn serve(registry: &Registry, tool: &Path) -> io::Result<()> {
-    let images = Images { base: base(tool)?, tool: std::fs::read(tool)? };
+/// Without Debian's static `/bin/busybox`, `shell` or `tool`.
+pub fn serve(registry: &Registry, tool: &Path, shell: &Path) -> io::Result<()> {
+    let images = Images { base: base(tool, shell)?, tool: std::fs::read(tool)? };
     let busybox = images.shell("busybox").docker().with_index();
     registry.add("e2e-test-images/busybox", "1.29-2", &busybox.build());
     let server = |name: &str, command: &[&str]| {
@@ -92,8 +93,8 @@ impl Images {
     }
 }
 
-/// Busybox without its shell: that one runs applets in itself, and critest asks for a command that is hidden by a mount.
-fn base(tool: &Path) -> io::Result<Vec<Entry>> {
+/// The static busybox with another's shell.
+fn base(tool: &Path, shell: &Path) -> io::Result<Vec<Entry>> {
     let busybox = std::fs::read("/bin/busybox")?;
     let mut entries: Vec<Entry> = ["bin", "dev", "etc", "home", "lib", "lib64", "proc", "root", "sys", "usr", "var", "var/run", "var/www"]
         .iter()
@@ -104,20 +105,21 @@ fn base(tool: &Path) -> io::Result<Vec<Entry>> {
         Entry::file("etc/passwd", PASSWD),
         Entry::file("etc/group", GROUP),
         Entry::executable("bin/busybox", busybox),
-        Entry::executable("bin/sh", std::fs::read("/bin/dash")?),
+        Entry::executable("bin/sh", std::fs::read(shell)?),
     ]);
     let applets = checked(Command::new("/bin/busybox").arg("--list").output()?)?;
     let own = ["sh", "ash", "busybox"];
     let applets = applets.lines().filter(|name| !own.contains(name) && !TOOLS.contains(name) && !name.starts_with('['));
-    entries.extend(applets.map(|name| Entry::symlink(&format!("bin/{name}"), "busybox")));
+    // Hard links: what hides one of them hides it alone.
+    entries.extend(applets.map(|name| Entry::hardlink(&format!("bin/{name}"), "bin/busybox")));
     let tool = std::fs::read(tool)?;
     entries.extend(TOOLS.iter().map(|name| Entry::executable(&format!("bin/{name}"), tool.clone())));
-    entries.extend(libraries("/bin/dash")?);
+    entries.extend(libraries(shell)?);
     Ok(entries)
 }
 
 /// The shared libraries of a program, under the paths where the loader looks for them.
-fn libraries(program: &str) -> io::Result<Vec<Entry>> {
+fn libraries(program: &Path) -> io::Result<Vec<Entry>> {
     let lines = checked(Command::new("ldd").arg(program).output()?)?;
     let paths = lines.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     let mut entries = Vec::new();

@@ -52,6 +52,10 @@ pub fn needs(test: &str) -> Option<Needs> {
 }
 
 pub fn busybox_image(busybox: &[u8]) -> Image {
+    busybox_spec(busybox).build()
+}
+
+pub fn busybox_spec(busybox: &[u8]) -> ImageSpec {
     let applets = [
         "sh", "cat", "echo", "sleep", "id", "hostname", "ls", "seq", "grep", "mkdir", "touch", "sync", "dd", "true", "ip", "readlink", "ps",
     ];
@@ -64,7 +68,7 @@ pub fn busybox_image(busybox: &[u8]) -> Image {
         Entry::file("etc/group", "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n"),
     ];
     entries.extend(applets.iter().map(|applet| Entry::symlink(&format!("bin/{applet}"), "busybox")));
-    ImageSpec::new().layer(entries).config("Cmd", vec!["sh"]).build()
+    ImageSpec::new().layer(entries).config("Cmd", vec!["sh"])
 }
 
 /// A server in this process, and crictl pointed at it.
