@@ -81,6 +81,8 @@ fn starts_at_one_time_find_one_shim_and_it_ends_when_told_though_it_serves_nothi
             let starts: Vec<_> = (0..3).map(|_| scope.spawn(|| host.start(&id))).collect();
             starts.into_iter().map(|start| start.join().expect("started")).next_back().expect("three")
         });
+        // In the midst of its execve a process has no command line.
+        until("the daemon runs", || !daemons(&id).is_empty());
         let shims = daemons(&id);
         assert_eq!(shims.len(), 1, "round {round}: {shims:?}");
         let shutdown = sandbox::ShutdownSandboxRequest { sandbox_id: id.clone() };
