@@ -148,7 +148,7 @@ fn has_endpoint(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let first = status.and_then(|status| status.pod_ip.as_deref()).unwrap_or_default();
     let more = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
-    !is_terminal(pod) && !(first.is_empty() && more.is_empty())
+    !(is_terminal(pod) || first.is_empty() && more.is_empty())
 }
 
 fn endpoint(service: &Service, pod: &Pod, node: Option<&Node>, address_type: &str) -> Endpoint {
