@@ -1,6 +1,6 @@
 //! Publishes this server as the Service `kubernetes`: the Service, and an EndpointSlice with the addresses of all servers on the store.
 //!
-//! Each server keeps its address under `/registry/masterleases/` as long as it lives, as upstream's lease reconciler does
+//! Each server keeps its address under `PREFIX/masterleases/` as long as it lives, as upstream's lease reconciler does
 //! (`pkg/controlplane/reconcilers/lease.go`, v1.37), so servers of both kinds on one etcd see each other.
 
 use std::collections::BTreeSet;
@@ -10,13 +10,12 @@ use std::time::Duration;
 
 use apimachinery::status::Status;
 use serde_json::json;
-use store::{Op, PutRequest, RangeRequest, Store, Txn};
+use store::{Op, PutRequest, RangeRequest, Txn};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, store_error};
 use crate::startup::{self, Place};
 
-const LEASES: &str = "/registry/masterleases/";
 /// How long an address stays after its server died, and how often all is looked at.
 const TTL_SECONDS: i64 = 15;
 const PERIOD: Duration = Duration::from_secs(10);
@@ -39,14 +38,14 @@ impl Publisher {
         if place.address.is_loopback() {
             return Ok(());
         }
-        self.renew(api.store.as_ref(), place.address).await?;
-        let mut addresses = addresses(api.store.as_ref()).await?;
+        self.renew(api, place.address).await?;
+        let mut addresses = addresses(api).await?;
         addresses.insert(place.address);
         startup::ensure(api, &startup::kubernetes_slice(place, &addresses)).await
     }
 
-    async fn renew(&mut self, store: &dyn Store, address: Ipv4Addr) -> Result<(), Status> {
-        let key = format!("{LEASES}{address}");
+    async fn renew(&mut self, api: &Api, address: Ipv4Addr) -> Result<(), Status> {
+        let (store, key) = (api.store.as_ref(), format!("{}{address}", leases(api)));
         let there = store.range(RangeRequest::key(key.clone())).await.map_err(store_error)?;
         let mine = there.kvs.first().is_some_and(|kv| Some(kv.lease) == self.lease);
         if let Some(id) = self.lease.filter(|_| mine)
@@ -83,7 +82,7 @@ impl Publisher {
         let Some(lease) = self.lease.take() else { return };
         let withdrawn = async {
             api.store.lease_revoke(lease).await.map_err(store_error)?;
-            let rest = addresses(api.store.as_ref()).await?;
+            let rest = addresses(api).await?;
             // The last one leaves its address: a server that comes back there is found at once.
             if rest.is_empty() { Ok(()) } else { startup::ensure(api, &startup::kubernetes_slice(place, &rest)).await }
         };
@@ -93,9 +92,16 @@ impl Publisher {
     }
 }
 
+/// Where the servers' addresses are.
+fn leases(api: &Api) -> String {
+    format!("{}masterleases/", api.resources.root())
+}
+
 /// The addresses of all servers; they are the ends of the keys, whoever wrote the values.
-async fn addresses(store: &dyn Store) -> Result<BTreeSet<Ipv4Addr>, Status> {
-    let found = store.range(RangeRequest { keys_only: true, ..RangeRequest::prefix(LEASES) }).await.map_err(store_error)?;
-    let address = |key: &[u8]| std::str::from_utf8(key).ok()?.strip_prefix(LEASES)?.parse().ok();
+async fn addresses(api: &Api) -> Result<BTreeSet<Ipv4Addr>, Status> {
+    let prefix = leases(api);
+    let request = RangeRequest { keys_only: true, ..RangeRequest::prefix(prefix.clone()) };
+    let found = api.store.range(request).await.map_err(store_error)?;
+    let address = |key: &[u8]| std::str::from_utf8(key).ok()?.strip_prefix(&prefix)?.parse().ok();
     Ok(found.kvs.iter().filter_map(|kv| address(&kv.key)).collect())
 }
