@@ -14,6 +14,7 @@ const VERSION: u32 = 1;
 
 /// Every name, port and range that is global to the host. Two Coracles with different ones fit on one machine.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Where everything that survives a reboot is kept.
     #[arg(long, default_value = "/var/lib/coracle")]
@@ -109,6 +110,7 @@ fn proxy_healthz_port() -> u16 {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct OnDisk {
     version: u32,
     settings: Settings,
