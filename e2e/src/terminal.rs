@@ -40,9 +40,10 @@ impl Terminal {
         let master = linux::pty::open_master(ptmx.as_fd()).context("failed to make a terminal")?;
         linux::pty::set_size(master.as_fd(), rows, columns)?;
         let slave = linux::pty::open_slave(master.as_fd())?;
-        // A session of its own, so that the terminal is the controlling one and changes of its size are signalled.
-        let mut command = Command::new("setsid");
-        command.args(["--ctty", "--wait"]).arg(inner.get_program()).args(inner.get_args());
+        // A session of its own, so that the terminal is the controlling one and changes of its size are signalled; and signals as a login
+        // has them, for who runs the tests in the background has SIGINT ignored, which a shell cannot take back.
+        let mut command = Command::new("env");
+        command.args(["--default-signal", "setsid", "--ctty", "--wait"]).arg(inner.get_program()).args(inner.get_args());
         command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
         let child = command.spawn().context("failed to run setsid")?;

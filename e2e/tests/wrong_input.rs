@@ -9,6 +9,7 @@ use e2e::api::eventually;
 use e2e::cluster::Cluster;
 use e2e::script::{Step, play, step};
 use serde_json::{Value, json};
+use testkit::registry::Fault;
 
 /// The image of the pods.
 const IMAGE: &str = "localhost:5000/tools:v1";
@@ -49,12 +50,33 @@ fn wrong_pods_tell_why_by_events() -> Result<()> {
     let profiles = cluster.data().join("kubelet/seccomp");
     fs::create_dir_all(&profiles).with_context(|| format!("failed to create {}", profiles.display()))?;
     fs::write(profiles.join("broken.json"), "{\"defaultAction\": \"SCMP_ACT_NON").context("failed to write a profile")?;
+    for name in ["rubbish", "broken-off", "no-manifest"] {
+        cluster.serve(name, "v1", &e2e::images::busybox(name)?);
+    }
+    cluster.fault("rubbish/blobs", Fault::Rubbish, usize::MAX);
+    cluster.fault("broken-off/blobs", Fault::BreakOff(0), usize::MAX);
+    cluster.fault("no-manifest/manifests", Fault::Body(b"<html>It works!</html>".to_vec()), usize::MAX);
     let seccomp = |file: &str| json!({"seccompProfile": {"type": "Localhost", "localhostProfile": file}});
-    let cases: [(&str, Value, &[&str]); 4] = [
+    let cases: [(&str, Value, &[&str]); 7] = [
         (
             "no-image",
             json!({"image": "localhost:5000/missing:v1"}),
             &["Failed: Failed to pull image \"localhost:5000/missing:v1\"", "Error: ErrImagePull", "Error: ImagePullBackOff"],
+        ),
+        (
+            "rubbish",
+            json!({"image": "localhost:5000/rubbish:v1"}),
+            &["Failed: Failed to pull image \"localhost:5000/rubbish:v1\"", "sha256:"],
+        ),
+        (
+            "broken-off",
+            json!({"image": "localhost:5000/broken-off:v1"}),
+            &["Failed: Failed to pull image \"localhost:5000/broken-off:v1\"", "Error: ErrImagePull"],
+        ),
+        (
+            "no-manifest",
+            json!({"image": "localhost:5000/no-manifest:v1"}),
+            &["Failed to pull image \"localhost:5000/no-manifest:v1\"", "manifest"],
         ),
         ("no-memory", json!({"image": IMAGE, "resources": {"limits": {"memory": "1Ki"}}}), &["Warning Failed: Error: ", "memory"]),
         ("broken-profile", json!({"image": IMAGE, "securityContext": seccomp("broken.json")}), &["Warning Failed: Error: ", "seccomp"]),
