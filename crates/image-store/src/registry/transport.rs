@@ -1,6 +1,6 @@
 //! Connections: TCP, with TLS but for loopback, HTTP/1.1 on it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,7 +70,7 @@ impl Transport {
         let name = authority.host().trim_matches(['[', ']']).to_owned();
         let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let exchange = async {
-            let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect((name.as_str(), port)));
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect(&name, port));
             let stream = stream.await.map_err(|_| format!("{authority} does not answer"))?;
             let stream = stream.map_err(|e| format!("failed to connect to {authority}: {e}"))?;
             let _ = stream.set_nodelay(true);
@@ -83,6 +83,16 @@ impl Transport {
         };
         tokio::time::timeout(timeout, exchange).await.map_err(|_| format!("{authority} does not answer"))?
     }
+}
+
+/// `localhost` is the loopback interface also on a host without /etc/hosts, and no name server is asked for it (RFC 6761, section 6.3).
+async fn connect(name: &str, port: u16) -> std::io::Result<TcpStream> {
+    if name.eq_ignore_ascii_case("localhost") {
+        let addresses: [SocketAddr; 2] =
+            [(IpAddr::from(Ipv4Addr::LOCALHOST), port).into(), (IpAddr::from(Ipv6Addr::LOCALHOST), port).into()];
+        return TcpStream::connect(&addresses[..]).await;
+    }
+    TcpStream::connect((name, port)).await
 }
 
 async fn converse(

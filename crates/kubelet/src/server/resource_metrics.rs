@@ -24,6 +24,13 @@ struct Sample {
     at_ms: i64,
 }
 
+impl Sample {
+    /// Whether this one says more of what is running now.
+    fn is_newer_than(&self, other: &Sample) -> bool {
+        (self.cpu_seconds.is_some(), self.at_ms) > (other.cpu_seconds.is_some(), other.at_ms)
+    }
+}
+
 /// The labels of a sample, as they are written.
 type Labels = String;
 
@@ -65,7 +72,10 @@ fn containers(stats: &[cri::ContainerStats], pods: &client::Informer<Pod>) -> BT
             start_seconds: started.get(&(label(labels::POD_UID), key.2.clone())).copied(),
             at_ms: at_ns / 1_000_000,
         };
-        found.insert(key, sample);
+        // A runtime also lists the ended attempts of a container, without figures or with old ones.
+        if found.get(&key).is_none_or(|known: &Sample| sample.is_newer_than(known)) {
+            found.insert(key, sample);
+        }
     }
     found
 }
@@ -139,6 +149,14 @@ fn family(out: &mut String, name: &str, kind: &str, samples: &[(Labels, Sample)]
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_running_attempt_is_newer_than_an_ended_one() {
+        let running = Sample { cpu_seconds: Some(0.1), at_ms: 7, ..Sample::default() };
+        for ended in [Sample { cpu_seconds: Some(9.0), at_ms: 6, ..running }, Sample { cpu_seconds: None, at_ms: 8, ..running }] {
+            assert!(running.is_newer_than(&ended) && !ended.is_newer_than(&running));
+        }
+    }
 
     #[test]
     fn containers_add_up_to_pods() {
