@@ -63,11 +63,14 @@ async fn run() -> Result<()> {
     make_keys(folder.path())?;
     let began = Instant::now();
     let ours = start_ours(folder.path())?;
-    measure("coracle", &ours, began, objects).await?;
+    measure("coracle", "with its own store, on disk", &ours, began, objects).await?;
     drop(ours);
     let began = Instant::now();
     match start_real(folder.path())? {
-        Some(real) => measure("kube-apiserver + etcd", &real, began, objects).await,
+        Some(real) => {
+            let version = ["kube-apiserver", "etcd"].map(|name| format!("{name} {}", version(name))).join(", ");
+            measure("kube-apiserver + etcd", &version, &real, began, objects).await
+        }
         None => {
             eprintln!("there is no kube-apiserver and etcd to measure beside: ours alone");
             Ok(())
@@ -75,7 +78,13 @@ async fn run() -> Result<()> {
     }
 }
 
-async fn measure(side: &str, server: &Server, began: Instant, objects: usize) -> Result<()> {
+/// The version under which a peer was built.
+fn version(name: &str) -> String {
+    let stamp = e2e::peer(name).and_then(|program| fs::read_to_string(program.with_extension("version")).ok());
+    stamp.map_or_else(|| "of unknown version".to_owned(), |text| text.trim().to_owned())
+}
+
+async fn measure(side: &str, version: &str, server: &Server, began: Instant, objects: usize) -> Result<()> {
     let ready_seconds = began.elapsed().as_secs_f64();
     eprintln!("==> {objects} objects of {side}");
     let idle_pss_kib = pss_kib(server)?;
@@ -89,7 +98,7 @@ async fn measure(side: &str, server: &Server, began: Instant, objects: usize) ->
     }
     let delays = watch(server, &target).await?;
     let line = json!({
-        "bench": "apiserver", "side": side, "objects": objects, "clients": CLIENTS, "ready_s": ready_seconds,
+        "bench": "apiserver", "side": side, "version": version, "objects": objects, "clients": CLIENTS, "ready_s": ready_seconds,
         "idle_pss_kib": idle_pss_kib, "full_pss_kib": full_pss_kib, "create": creates, "get": gets, "list": lists,
         "watchers": WATCHERS, "watch": delays,
     });

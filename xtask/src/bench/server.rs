@@ -52,6 +52,9 @@ const ROWS: [(&str, usize, &[&str]); 16] = [
 pub fn print(sides: &[Value]) {
     let Some(first) = sides.first() else { return };
     println!("API servers: {} ConfigMaps of 1 kB, {} clients", first["objects"], first["clients"]);
+    for side in sides {
+        println!("{}: {}", side["side"].as_str().unwrap_or_default(), side["version"].as_str().unwrap_or_default());
+    }
     let head = sides.iter().map(|side| format!(" {:>22}", side["side"].as_str().unwrap_or_default())).collect::<String>();
     println!("{:<44}{head} {:>8}", "", if sides.len() == 2 { "ratio" } else { "" });
     for (what, digits, places) in ROWS {
