@@ -98,8 +98,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     let profile = if args.dev { build::Profile::Dev } else { build::Profile::Release };
     let executables = build::all(profile)?.directory;
-    let client = build_client(profile)?;
-    server::build_client(profile)?;
+    let client = build_client(profile, "testkit", "cri-client")?;
+    build_client(profile, "e2e", "api-bench")?;
     let name = format!("coracle-bench-{}", std::process::id());
     let places = Places { executables, client, folder: std::env::temp_dir().join(&name), cgroup: format!("/{name}") };
     let before = Lists::take(&testkit::host::ALL).context("failed to list what is on the machine")?;
@@ -121,12 +121,12 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The client is built like what it measures, and is on neither side's account.
-fn build_client(profile: build::Profile) -> Result<PathBuf> {
+/// A client is built like what it measures, and is on neither side's account. Its feature has its name.
+fn build_client(profile: build::Profile, package: &str, client: &str) -> Result<PathBuf> {
     let (name, folder) = profile.names();
-    let arguments = ["build", "--locked", "--profile", name, "--package", "testkit", "--features", "cri-client", "--bin", "cri-client"];
-    sh::run("build the CRI client", &mut sh::cargo(arguments))?;
-    Ok(build::target_directory().join(folder).join("cri-client"))
+    let arguments = ["build", "--locked", "--profile", name, "--package", package, "--features", client, "--bin", client];
+    sh::run(&format!("build {client}"), &mut sh::cargo(arguments))?;
+    Ok(build::target_directory().join(folder).join(client))
 }
 
 /// Runs this program again in network and mount namespaces of its own: nothing of the machine's is changed.

@@ -1,21 +1,13 @@
 //! The API server beside kube-apiserver and etcd, by the client `api-bench` of `e2e`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::row;
-use crate::{build, sh};
-
-/// Where `api-bench` is; it is built like what it measures.
-pub fn build_client(profile: build::Profile) -> Result<PathBuf> {
-    let (name, folder) = profile.names();
-    let arguments = ["build", "--locked", "--profile", name, "--package", "e2e", "--features", "api-bench", "--bin", "api-bench"];
-    sh::run("build the API client", &mut sh::cargo(arguments))?;
-    Ok(build::target_directory().join(folder).join("api-bench"))
-}
+use crate::sh;
 
 /// One JSON object for each side.
 pub fn measure(client: &Path, executables: &Path, peers: Option<&Path>, objects: u32) -> Result<Vec<Value>> {
