@@ -134,7 +134,8 @@ fn check_terminal(process: &Process, options: &Options, own: bool) -> Result<()>
     Ok(())
 }
 
-/// The group's path: as the configuration has it when it begins with a slash, else below this process' own.
+/// The group's path: as the configuration has it when it begins with a slash, else below this process' own; on v2 beside it, for a group
+/// with processes hands no controllers down.
 fn cgroup_path(configured: &str, id: &str, host: &Host) -> Result<PathBuf> {
     if configured.starts_with('/') {
         let path = Cgroup::new(host, Path::new(configured)).path().to_path_buf();
@@ -145,8 +146,8 @@ fn cgroup_path(configured: &str, id: &str, host: &Host) -> Result<PathBuf> {
     }
     // One path for all hierarchies: that of the own group in the memory hierarchy, where daemons are kept.
     let own = match host.mode() {
-        Mode::V2 => linux::cgroup::own_path(None)?,
-        _ => linux::cgroup::own_path(Some("memory")).or_else(|_| linux::cgroup::own_path(Some("pids")))?,
+        Mode::V2 => linux::cgroup::path_of(0, None)?.parent().map(Path::to_path_buf).unwrap_or_default(),
+        _ => linux::cgroup::path_of(0, Some("memory")).or_else(|_| linux::cgroup::path_of(0, Some("pids")))?,
     };
     let name = if configured.is_empty() { id } else { configured };
     Ok(Cgroup::new(host, &own.join(name)).path().to_path_buf())

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use linux::cgroup::{Cgroup, Host};
 use linux::namespace::{self, Kind};
 use linux::process::{CloneOptions, Cloned};
 
@@ -139,18 +140,14 @@ impl Joining<'_> {
         let first = self.container.pidfd()?;
         let kinds = self.foreign_namespaces()?;
         let cgroup = self.container.cgroup()?;
-        let (directory, entries) = match cgroup.v2_directory() {
-            Some(dir) => (Some(linux::fs::open_directory(&dir)?), Vec::new()),
-            None => (None, cgroup.entries()?),
-        };
+        let entries = if cgroup.is_v2() { Vec::new() } else { cgroup.entries()? };
         let (ours, theirs) = linux::unix::packet_pair()?;
-        let options = CloneOptions { cgroup: directory.as_ref().map(|d| d.as_fd()), ..CloneOptions::default() };
         let own = namespace::open(Path::new("/proc/self/ns/pid"), Kind::Pid)?;
         let enters_pid = kinds.contains(&Kind::Pid);
         if enters_pid {
             namespace::join_process(first.as_fd(), &[Kind::Pid])?;
         }
-        let (pid, pidfd) = match linux::process::clone(&options)? {
+        let (pid, pidfd) = match self.clone_in_group(&cgroup)? {
             Cloned::Child => {
                 drop(ours);
                 let others: Vec<Kind> = kinds.into_iter().filter(|kind| *kind != Kind::Pid).collect();
@@ -172,6 +169,25 @@ impl Joining<'_> {
             }
         }
         result.map(|()| pidfd)
+    }
+
+    /// On v2 a process is born in the container's group. That can be closed to processes (the container handed controllers down to groups
+    /// that it made), or gone (its first process moved out): then it is the first process' group, as with runc (v1.5.2,
+    /// libcontainer/process_linux.go).
+    fn clone_in_group(&self, cgroup: &Cgroup) -> Result<Cloned> {
+        let Some(directory) = cgroup.v2_directory() else { return Ok(linux::process::clone(&CloneOptions::default())?) };
+        let born_in = |directory: &Path| {
+            let directory = linux::fs::open_directory(directory)?;
+            linux::process::clone(&CloneOptions { cgroup: Some(directory.as_fd()), ..CloneOptions::default() })
+        };
+        match born_in(&directory) {
+            Err(e) if [EBUSY, ENOENT, ENODEV].iter().any(|errno| e.is(*errno)) => {
+                let path = linux::cgroup::path_of(self.container.record.pid, None)?;
+                let group = Cgroup::new(&Host::detect()?, &path);
+                Ok(born_in(&group.v2_directory().unwrap_or(directory))?)
+            }
+            other => Ok(other?),
+        }
     }
 
     /// The kinds of which the container's process has another namespace than this one.
@@ -273,4 +289,7 @@ impl Joining<'_> {
     }
 }
 
+const ENOENT: i32 = 2;
+const EBUSY: i32 = 16;
+const ENODEV: i32 = 19;
 const ENOSYS: i32 = 38;

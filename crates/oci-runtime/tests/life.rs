@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::{Value, json};
-use support::{Bundle, available, eventually, read};
+use support::{Bundle, available, cgroup_v2, eventually, read};
 
 fn exec_process(bundle: &Bundle, args: Value) -> String {
     let process = json!({ "args": args, "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } });
@@ -165,8 +165,15 @@ fn a_failed_create_leaves_nothing() {
     check(&|c| c["root"]["path"] = json!("nowhere"), "no such file or directory");
     check(&|c| c["linux"]["resources"]["memory"] = json!({ "limit": -5 }), "lower than -1");
     check(&|c| c["linux"]["resources"]["cpu"] = json!({ "cpus": "900-901" }), "cpuset.cpus");
-    check(&|c| c["linux"]["resources"]["unified"] = json!({ "memory.high": "1" }), "memory.high");
-    check(&|c| c["linux"]["resources"]["hugepageLimits"] = json!([{ "pageSize": "2MB", "limit": 2_097_152 }]), "hugetlb");
+    // Each version of cgroups has what the other lacks; hugetlb is on neither of a hybrid host's.
+    if cgroup_v2() {
+        check(&|c| c["linux"]["resources"]["memory"] = json!({ "swappiness": 10 }), "swappiness");
+        check(&|c| c["linux"]["resources"]["unified"] = json!({ "no.such": "1" }), "no.such");
+        check(&|c| c["linux"]["resources"]["unified"] = json!({ "../pids.max": "1" }), "not the name of a file");
+    } else {
+        check(&|c| c["linux"]["resources"]["unified"] = json!({ "memory.high": "1" }), "memory.high");
+        check(&|c| c["linux"]["resources"]["hugepageLimits"] = json!([{ "pageSize": "2MB", "limit": 2_097_152 }]), "hugetlb");
+    }
     check(&|c| c["linux"]["sysctl"] = json!({ "kernel.panic": "1" }), "not in a separate kernel namespace");
     check(&|c| c["linux"]["sysctl"] = json!({ "net.no.such": "1" }), "net.no.such");
     check(&|c| c["linux"]["intelRdt"] = json!({}), "intelRdt is not implemented");
@@ -282,6 +289,57 @@ fn update_changes_limits() {
     assert_eq!(stats["data"]["memory"]["usage"]["limit"], 33_554_432);
     bundle.run(&["update", "--resources", "/nowhere", "c"]).failed("no such file");
     bundle.run(&["delete", "-f", "c"]).ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_group_without_a_path_stands_beside_the_callers() {
+    const NAME: &str = "a_group_without_a_path_stands_beside_the_callers";
+    if !available(NAME) {
+        return;
+    }
+    if !cgroup_v2() {
+        eprintln!("SKIPPED: {NAME}: only on cgroup v2 a group with processes hands no controllers down");
+        return;
+    }
+    let mut bundle = Bundle::new("default");
+    bundle.config["linux"]["cgroupsPath"] = json!("");
+    bundle.run(&["run", "--detach", "--bundle", ".", "--pid-file", "init.pid", &bundle.name]).ok();
+    let pid = read(&bundle.path("init.pid")).parse().expect("digits");
+    let [own, found] = [0, pid].map(|pid| linux::cgroup::path_of(pid, None).expect("a group"));
+    assert_eq!(Some(found), own.parent().map(|above| above.join(&bundle.name)));
+    bundle.run(&["update", "--pids-limit", "7", &bundle.name]).ok();
+    bundle.run(&["delete", "--force", &bundle.name]).ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn exec_follows_into_a_group_below() {
+    const NAME: &str = "exec_follows_into_a_group_below";
+    if !available(NAME) {
+        return;
+    }
+    if !cgroup_v2() {
+        eprintln!("SKIPPED: {NAME}: only on cgroup v2 a group that hands controllers down is closed to processes");
+        return;
+    }
+    let mut bundle = Bundle::new("nested");
+    let mounts = bundle.config["mounts"].as_array_mut().expect("mounts");
+    let group = mounts.iter_mut().find(|mount| mount["type"] == "cgroup").expect("it is mounted");
+    group["options"] = json!(["nosuid", "noexec", "nodev"]);
+    bundle.shell(
+        "cd /sys/fs/cgroup && mkdir below && echo 1 > below/cgroup.procs && echo +pids +memory > cgroup.subtree_control && echo ready; exec sleep 1000",
+    );
+    bundle.run(&["create", "--bundle", ".", "c"]).ok();
+    let out = bundle.path("stdout.kept");
+    fs::rename(bundle.path("stdout"), &out).expect("kept");
+    bundle.run(&["start", "c"]).ok();
+    eventually("controllers are handed down", || read(&out) == "ready\n");
+    let process = exec_process(&bundle, json!(["cat", "/proc/self/cgroup"]));
+    assert_eq!(bundle.run(&["exec", "--process", &process, "c"]).ok(), "0::/below\n");
+    let pids: Vec<i32> = serde_json::from_str(&bundle.run(&["ps", "--format", "json", "c"]).ok()).expect("pids");
+    assert_eq!(pids.len(), 1, "also what is below is the container's");
+    bundle.run(&["delete", "--force", "c"]).ok();
     bundle.assert_nothing_left();
 }
 

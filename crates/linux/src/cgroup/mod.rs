@@ -404,12 +404,13 @@ pub fn enter(entries: &[OwnedFd]) -> Result<()> {
     Ok(())
 }
 
-/// The path of this process' own group in a v1 hierarchy (by a controller's name, or `name=…`), or with `None` in v2.
+/// The path of a process' group (0: of this one's) in a v1 hierarchy (by a controller's name, or `name=…`), or with `None` in v2.
 ///
 /// # Errors
-/// When `/proc/self/cgroup` cannot be read or has no such line.
-pub fn own_path(controller: Option<&str>) -> Result<PathBuf> {
-    let text = read(Path::new("/proc/self/cgroup"))?;
+/// When its `/proc/PID/cgroup` cannot be read or has no such line.
+pub fn path_of(pid: i32, controller: Option<&str>) -> Result<PathBuf> {
+    let file = if pid == 0 { "/proc/self/cgroup".to_owned() } else { format!("/proc/{pid}/cgroup") };
+    let text = read(Path::new(&file))?;
     let found = text.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (names, path) = (fields.next()?, fields.next()?);
@@ -419,7 +420,7 @@ pub fn own_path(controller: Option<&str>) -> Result<PathBuf> {
         };
         matches.then(|| PathBuf::from(path))
     });
-    found.ok_or_else(|| Error::invalid("find own cgroup", controller.unwrap_or("v2"), "no such hierarchy"))
+    found.ok_or_else(|| Error::invalid("find cgroup", file, "no such hierarchy"))
 }
 
 /// The error for a limit that the host cannot enforce.

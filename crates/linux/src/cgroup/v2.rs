@@ -160,10 +160,13 @@ pub(super) fn apply(dir: &Path, resources: &Resources) -> Result<()> {
             return Err(Error::invalid("limit memory", "", &format!("{usage} bytes are used already")));
         }
     }
+    let mut postponed = None;
     for step in plan(resources)? {
         let file = dir.join(&step.file);
         if !file.exists() {
-            if step.value == "max" || step.controller == "hugetlb" && step.value == "0" {
+            // A kernel without swap has nothing to keep from it.
+            let nothing = step.controller == "hugetlb" || step.file == "memory.swap.max";
+            if step.value == "max" || nothing && step.value == "0" {
                 continue;
             }
             if step.file == "io.bfq.weight" {
@@ -172,9 +175,15 @@ pub(super) fn apply(dir: &Path, resources: &Resources) -> Result<()> {
             }
             return Err(missing(if step.controller == "unified" { &step.file } else { step.controller }));
         }
-        write(&file, &step.value)?;
+        match write(&file, &step.value) {
+            // A quota is never below the burst that stands: both are lowered from the burst on.
+            Err(e) if e.is(libc::EINVAL) && step.file == "cpu.max" && resources.cpu.burst.is_some() => {
+                postponed = Some((file, step.value));
+            }
+            other => other?,
+        }
     }
-    Ok(())
+    postponed.map_or(Ok(()), |(file, value)| write(&file, &value))
 }
 
 /// `io.weight` (1 to 10000) for a BFQ weight (10 to 1000), with the device before it when there is one.

@@ -195,9 +195,14 @@ pub fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Polls until it is so, for at most ten seconds.
+/// Whether this host has cgroup v2 alone.
+pub fn cgroup_v2() -> bool {
+    linux::cgroup::Host::detect().expect("cgroups").mode() == linux::cgroup::Mode::V2
+}
+
+/// Polls until it is so, for at most a minute.
 pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !so() {
         assert!(Instant::now() < deadline, "it did not come true: {what}");
         std::thread::sleep(Duration::from_millis(5));

@@ -39,9 +39,9 @@ pub fn is_static() -> bool {
 
 pub const NAMESPACE: &str = "coracle-test";
 
-/// Waits for a state, at most 60 s.
+/// Waits for a state, at most 120 s: an emulated machine is slow.
 pub fn until(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !reached() {
         assert!(Instant::now() < deadline, "not reached: {what}");
         std::thread::sleep(Duration::from_millis(5));
@@ -142,7 +142,7 @@ impl Host {
             ..Default::default()
         };
         let keeper = self.keeper.as_deref().expect("a keeper");
-        let timeout = Duration::from_secs(20);
+        let timeout = Duration::from_secs(60);
         let (payload, _) = shim::keeping::call(keeper, "StartShim", &request, timeout).expect("started");
         let response = StartShimResponse::decode(payload.as_slice()).expect("a message");
         assert_eq!(response.status, 0, "{}", String::from_utf8_lossy(&response.output));
@@ -316,7 +316,7 @@ pub struct Pending(UnixStream);
 
 impl Pending {
     pub fn answer<T: Message + Default>(mut self) -> Result<T, RpcError> {
-        self.0.set_read_timeout(Some(Duration::from_secs(30))).expect("timeout");
+        self.0.set_read_timeout(Some(Duration::from_secs(120))).expect("timeout");
         let (_, data) = read_frame(&mut self.0).ok_or_else(|| RpcError::new(14, "connection closed"))?;
         let payload = Response::decode(data.as_slice()).expect("a response").into_result()?;
         Ok(T::decode(payload.as_slice()).expect("a message"))
