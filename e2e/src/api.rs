@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -11,8 +11,6 @@ use serde_json::Value;
 const REQUEST_SECONDS: &str = "20";
 /// How long a state may be waited for.
 const EVENTUALLY: Duration = Duration::from_secs(120);
-/// How often it is looked at.
-const PAUSE: Duration = Duration::from_millis(100);
 /// The pods of the tests.
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
@@ -159,12 +157,5 @@ pub fn eventually(what: &str, condition: impl FnMut() -> Result<bool>) -> Result
 
 /// As [`eventually`], for a wait of another length.
 pub fn eventually_within(time: Duration, what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + time;
-    while !condition().with_context(|| format!("while waiting until {what}"))? {
-        if Instant::now() > deadline {
-            bail!("waited {} s until {what}", time.as_secs());
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Ok(())
+    testkit::poll::until_within(time, what, || condition().with_context(|| format!("while waiting until {what}")))
 }

@@ -120,7 +120,8 @@ impl Cluster {
         self.serve("pause", "1", &crate::images::sleeper()?);
         let folder = self.containerd_folder();
         fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
-        let config = containerd::configure(&folder, release, "localhost:5000", "localhost:5000/pause:1")?;
+        let config = containerd::config(&folder, release, "localhost:5000", "localhost:5000/pause:1")?;
+        let config = config.write().context("failed to write containerd's configuration")?;
         let log = File::create(folder.join("log")).context("failed to create the log")?;
         let mut command = self.enter(&release.folder.join("containerd"));
         command.arg("--config").arg(config).env("PATH", release.path()?).env("TMPDIR", &folder);
@@ -199,7 +200,7 @@ impl Cluster {
 
     /// The socket of the container runtime.
     pub fn cri_socket(&self) -> PathBuf {
-        if self.containerd.is_some() { containerd::socket(&self.containerd_folder()) } else { self.folder.join("run/cri.sock") }
+        if self.containerd.is_some() { self.containerd_folder().join("c.sock") } else { self.folder.join("run/cri.sock") }
     }
 
     /// How the node names its runtime.

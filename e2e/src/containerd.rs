@@ -3,20 +3,14 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use testkit::host::{Host, on_own_host};
+use testkit::containerd::{Bridge, Config, ConfigVersion, Cri, Handler};
+use testkit::host::{Host, command_line, on_own_host};
 use testkit::registry::Registry;
 
+use crate::api::eventually;
 use crate::{images, ours};
-
-/// How long anything that is waited for may take.
-const TIMEOUT: Duration = Duration::from_secs(90);
-/// How often it is looked at.
-const PAUSE: Duration = Duration::from_millis(20);
-/// Debian's CNI plugins (package containernetworking-plugins).
-const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// What the addresses of pods begin with on its network.
 pub const POD_PREFIX: &str = "10.89.";
@@ -28,8 +22,7 @@ pub struct Release {
     pub folder: PathBuf,
     /// The OCI runtime beside it.
     pub runc: PathBuf,
-    /// As the configuration has it: 2 up to containerd 1.7, then 3.
-    config_version: u32,
+    configuration: ConfigVersion,
 }
 
 impl Release {
@@ -37,13 +30,13 @@ impl Release {
     pub fn debian() -> Option<Release> {
         let folder = crate::peer("debian/containerd/usr/bin/containerd")?;
         let runc = crate::peer("debian/runc/usr/sbin/runc")?;
-        Some(Release { folder: folder.parent()?.to_owned(), runc, config_version: 2 })
+        Some(Release { folder: folder.parent()?.to_owned(), runc, configuration: ConfigVersion::Two })
     }
 
     /// containerd 2.x with its runc, built by Go.
     pub fn v2() -> Option<Release> {
         let (containerd, runc) = (crate::peer("containerd")?, crate::peer("runc")?);
-        Some(Release { folder: containerd.parent()?.to_owned(), runc, config_version: 3 })
+        Some(Release { folder: containerd.parent()?.to_owned(), runc, configuration: ConfigVersion::Three })
     }
 
     /// `PATH` of the daemon, which looks there for shims and runtimes: ours, then its own.
@@ -83,6 +76,7 @@ pub struct Containerd<'a> {
     /// For all files.
     pub folder: &'a Path,
     release: Release,
+    config: Config,
     daemon: Child,
     /// The image's name.
     pub image: String,
@@ -113,22 +107,22 @@ pub fn with_containerd<T: Send>(
     done.transpose()
 }
 
-/// Writes the configuration of a containerd whose files are all in `folder`; `registry` (its address) speaks plain HTTP. Its socket is
-/// [`socket`].
+/// The configuration of a containerd whose files are all in `folder`, with a runtime handler for each way of putting our parts in: `runc`
+/// (all upstream's), `coracle-oci` (its shim, our OCI runtime), `coracle` (our shim and OCI runtime), and with 2.x `coracle-sandbox` (the
+/// same, with the sandbox API).
 ///
 /// # Errors
-/// When a file cannot be written.
-pub fn configure(folder: &Path, release: &Release, registry: &str, sandbox_image: &str) -> Result<PathBuf> {
-    write_cni(folder)?;
-    write_hosts(folder, registry)?;
-    let path = folder.join("config.toml");
-    fs::write(&path, config_toml(folder, release, sandbox_image)?).context("failed to write config.toml")?;
-    Ok(path)
-}
-
-/// The socket of all services of a containerd whose files are in `folder`, CRI among them.
-pub fn socket(folder: &Path) -> PathBuf {
-    folder.join("c.sock")
+/// When ours are not built.
+pub fn config(folder: &Path, release: &Release, registry: &str, sandbox_image: &str) -> Result<Config> {
+    let ours_alone = |name| Handler { name, kind: "io.containerd.coracle.v2", runtime: None, sandbox_by_shim: false };
+    let mut handlers =
+        vec![Handler::runc("runc", release.runc.clone()), Handler::runc("coracle-oci", ours("coracle-oci")?), ours_alone("coracle")];
+    if release.configuration == ConfigVersion::Three {
+        handlers.push(Handler { sandbox_by_shim: true, ..ours_alone("coracle-sandbox") });
+    }
+    let network = Some(Bridge { link: "e2e0", subnet: format!("{POD_PREFIX}0.0/24") });
+    let cri = Cri { sandbox_image: sandbox_image.to_owned(), registry: registry.to_owned(), network, handlers };
+    Ok(Config::within(folder, release.configuration, Some(cri)))
 }
 
 impl<'a> Containerd<'a> {
@@ -139,13 +133,14 @@ impl<'a> Containerd<'a> {
         let registry = Registry::start().context("failed to start the registry")?;
         let image = registry.add("busybox", "1", &images::busybox("1")?);
         let sandbox_image = registry.add("pause", "1", &images::sleeper()?);
-        let config = configure(folder, &release, &registry.address(), &sandbox_image)?;
+        let config = config(folder, &release, &registry.address(), &sandbox_image)?;
+        let file = config.write().context("failed to write containerd's configuration")?;
         let log = File::create(folder.join("containerd.log")).context("failed to create the log")?;
         let mut command = host.command(&release.folder.join("containerd").display().to_string());
-        command.arg("--config").arg(config).env("PATH", release.path()?);
+        command.arg("--config").arg(file).env("PATH", release.path()?);
         command.env("TMPDIR", folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let daemon = command.spawn().context("failed to run containerd")?;
-        let mut containerd = Containerd { host, folder, release, daemon, image, _registry: registry };
+        let mut containerd = Containerd { host, folder, release, config, daemon, image, _registry: registry };
         let up = containerd.await_up().and_then(|()| containerd.ctr(&["images", "pull", "--plain-http", &containerd.image]));
         match up {
             Ok(output) if output.status.success() => Ok(containerd),
@@ -157,18 +152,16 @@ impl<'a> Containerd<'a> {
     }
 
     fn await_up(&mut self) -> Result<()> {
-        let deadline = Instant::now() + TIMEOUT;
-        while !self.ctr(&["version"])?.status.success() {
+        eventually("it answers", || {
             let ended = self.daemon.try_wait().context("failed to look at containerd")?;
-            anyhow::ensure!(ended.is_none() && Instant::now() < deadline, "it does not answer ({ended:?})");
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
+            anyhow::ensure!(ended.is_none(), "it has ended: {ended:?}");
+            Ok(self.ctr(&["version"])?.status.success())
+        })
     }
 
     /// The socket of all its services, CRI among them.
     pub fn socket(&self) -> PathBuf {
-        socket(self.folder)
+        self.config.socket.clone()
     }
 
     /// Runs `crictl` on containerd's CRI; a failure is an error with all that it said.
@@ -193,7 +186,7 @@ impl<'a> Containerd<'a> {
             let mut below = vec![group];
             while let Some(group) = below.pop() {
                 let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-                found.extend(processes.lines().map(|pid| (pid.to_owned(), command_line(pid))));
+                found.extend(processes.lines().map(|pid| (pid.to_owned(), pid.parse().map(command_line).unwrap_or_default())));
                 let entries = fs::read_dir(&group).into_iter().flatten().flatten();
                 below.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
             }
@@ -234,22 +227,9 @@ impl<'a> Containerd<'a> {
         Ok((String::from_utf8_lossy(&output.stdout).into_owned(), output.status.code()))
     }
 
-    /// Polls until it is so.
-    ///
-    /// # Errors
-    /// After a generous time, and those of `reached`.
-    pub fn until(&self, what: &str, mut reached: impl FnMut() -> Result<bool>) -> Result<()> {
-        let deadline = Instant::now() + TIMEOUT;
-        while !reached()? {
-            anyhow::ensure!(Instant::now() < deadline, "not reached: {what}");
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
-    }
-
     /// Where our and upstream's OCI runtimes keep their containers in these tests.
     pub fn runtime_root(&self) -> PathBuf {
-        self.folder.join("oci")
+        self.config.runtime_root()
     }
 
     /// What is left of containers: bundles, states of the OCI runtime, sockets of shims, mounts, processes, cgroups.
@@ -260,7 +240,7 @@ impl<'a> Containerd<'a> {
             entries.map(|entry| entry.path().display().to_string()).collect()
         };
         for tree in ["io.containerd.runtime.v2.task", "io.containerd.sandbox.controller.v1.shim"] {
-            names(&self.folder.join("state").join(tree)).iter().for_each(|namespace| left.extend(names(Path::new(namespace))));
+            names(&self.config.state.join(tree)).iter().for_each(|namespace| left.extend(names(Path::new(namespace))));
         }
         names(&self.runtime_root()).iter().for_each(|namespace| left.extend(names(Path::new(namespace))));
         left.extend(names(Path::new("/run/containerd/s")));
@@ -272,7 +252,7 @@ impl<'a> Containerd<'a> {
             left.extend(below.map(|entry| entry.path().display().to_string()));
             let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
             let others = processes.lines().filter(|pid| *pid != self.daemon.id().to_string());
-            left.extend(others.map(|pid| format!("{pid} {}", command_line(pid))));
+            left.extend(others.map(|pid| format!("{pid} {}", pid.parse().map(command_line).unwrap_or_default())));
         }
         Ok(left)
     }
@@ -284,7 +264,7 @@ impl<'a> Containerd<'a> {
 
     fn expect_nothing_left(&self) -> Result<()> {
         let mut left = Vec::new();
-        let gone = self.until("nothing is left", || {
+        let gone = eventually("nothing is left", || {
             left = self.left()?;
             Ok(left.is_empty())
         });
@@ -298,81 +278,8 @@ impl<'a> Containerd<'a> {
     }
 
     /// The handlers of containerd's CRI in which a part is ours.
-    pub fn handlers(&self) -> &'static [&'static str] {
-        if self.release.config_version > 2 { &["coracle-oci", "coracle", "coracle-sandbox"] } else { &["coracle-oci", "coracle"] }
+    pub fn handlers(&self) -> impl Iterator<Item = &'static str> {
+        let handlers = self.config.cri.iter().flat_map(|cri| &cri.handlers);
+        handlers.map(|handler| handler.name).filter(|name| *name != "runc")
     }
-}
-
-/// A process's command line, its words parted by spaces.
-pub fn command_line(pid: &str) -> String {
-    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&words).replace('\0', " ").trim().to_owned()
-}
-
-/// A bridge network of the pods.
-fn write_cni(folder: &Path) -> Result<()> {
-    let cni = folder.join("cni");
-    fs::create_dir_all(&cni).context("failed to make a folder")?;
-    let ipam = serde_json::json!({ "type": "host-local", "dataDir": folder.join("ipam"), "ranges": [[{ "subnet": format!("{POD_PREFIX}0.0/24") }]] });
-    let bridge = serde_json::json!({ "type": "bridge", "bridge": "e2e0", "isGateway": true, "ipMasq": false, "ipam": ipam });
-    let list = serde_json::json!({ "cniVersion": "1.0.0", "name": "e2e", "plugins": [bridge] });
-    fs::write(cni.join("10-e2e.conflist"), list.to_string()).context("failed to write the network's configuration")
-}
-
-/// The registry speaks plain HTTP, which containerd's CRI is told by a file.
-fn write_hosts(folder: &Path, registry: &str) -> Result<()> {
-    let hosts = folder.join("hosts").join(registry);
-    fs::create_dir_all(&hosts).context("failed to make a folder")?;
-    fs::write(hosts.join("hosts.toml"), format!("server = \"http://{registry}\"\n")).context("failed to write hosts.toml")
-}
-
-/// The configuration, with a runtime handler for each way of putting our parts in: `runc` (all upstream's), `coracle-oci` (its shim, our
-/// OCI runtime), `coracle` (our shim and OCI runtime), and with 2.x
-/// `coracle-sandbox` (the same, with the sandbox API).
-fn config_toml(folder: &Path, release: &Release, sandbox_image: &str) -> Result<String> {
-    let (cni, hosts) = (folder.join("cni"), folder.join("hosts"));
-    let head = format!(
-        "version = {}\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n\
-         [plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n",
-        release.config_version,
-        folder.join("root"),
-        folder.join("state"),
-        socket(folder),
-        folder.join("c.sock.ttrpc"),
-        folder.join("opt"),
-    );
-    let cri = if release.config_version == 2 {
-        let section = "plugins.\"io.containerd.grpc.v1.cri\"";
-        format!(
-            "[{section}]\nsandbox_image = {sandbox_image:?}\nrestrict_oom_score_adj = true\n\
-             [{section}.registry]\nconfig_path = {hosts:?}\n\
-             [{section}.cni]\nbin_dir = {CNI_PLUGINS:?}\nconf_dir = {cni:?}\n[{section}.containerd]\nsnapshotter = \"overlayfs\"\n"
-        )
-    } else {
-        let (images, runtime) = ("plugins.\"io.containerd.cri.v1.images\"", "plugins.\"io.containerd.cri.v1.runtime\"");
-        format!(
-            "[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n[{images}]\nsnapshotter = \"overlayfs\"\n\
-             [{images}.pinned_images]\nsandbox = {sandbox_image:?}\n[{images}.registry]\nconfig_path = {hosts:?}\n\
-             [{runtime}]\nrestrict_oom_score_adj = true\n[{runtime}.cni]\nbin_dirs = [{CNI_PLUGINS:?}]\nconf_dir = {cni:?}\n"
-        )
-    };
-    let runtimes = match release.config_version {
-        2 => "plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes",
-        _ => "plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes",
-    };
-    let handler = |name: &str, kind: &str, binary: &Path| {
-        let root = folder.join("oci");
-        let options = format!("[{runtimes}.{name}.options]\nBinaryName = {binary:?}\nRoot = {root:?}\n");
-        format!("[{runtimes}.{name}]\nruntime_type = {kind:?}\n{}", if binary.as_os_str().is_empty() { "" } else { &options })
-    };
-    let mut handlers = vec![
-        handler("runc", "io.containerd.runc.v2", &release.runc),
-        handler("coracle-oci", "io.containerd.runc.v2", &ours("coracle-oci")?),
-        handler("coracle", "io.containerd.coracle.v2", Path::new("")),
-    ];
-    if release.config_version > 2 {
-        let sandbox = handler("coracle-sandbox", "io.containerd.coracle.v2", Path::new(""));
-        handlers.push(format!("{sandbox}sandboxer = \"shim\"\n"));
-    }
-    Ok(head + &cri + &handlers.concat())
 }

@@ -14,6 +14,7 @@ use e2e::cri::Cri;
 use e2e::node::{Node, on_node};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use testkit::containerd::{self as config, Config, ConfigVersion, Handler};
 use testkit::image::ImageSpec;
 use testkit::tar::Entry;
 use tonic::Code;
@@ -281,15 +282,12 @@ fn serve_images(node: &Node<'_>) -> Result<String> {
 /// containerd with runc and our registry; pods of the corpus are on the host's network, so that no CNI plugin is needed.
 fn start_theirs(node: &mut Node<'_>, containerd: &Path, image: &str) -> Result<Cri> {
     let folder = node.folder().join("containerd");
-    let (host, _) = image.split_once('/').context("the image's name has no host")?;
-    let hosts = folder.join("hosts").join(host);
-    fs::create_dir_all(&hosts).context("failed to make a folder")?;
-    // It takes a registry on a port other than 80 for one with TLS, unless told.
-    fs::write(hosts.join("hosts.toml"), format!("server = \"http://{host}\"\n"))?;
-    let socket = folder.join("containerd.sock");
-    let config = folder.join("config.toml");
+    let (registry, _) = image.split_once('/').context("the image's name has no host")?;
     let peers = containerd.parent().context("containerd has no folder")?;
-    fs::write(&config, containerd_config(&folder, peers, &socket, image))?;
+    let handlers = vec![Handler::runc("runc", peers.join("runc"))];
+    let cri = config::Cri { sandbox_image: image.to_owned(), registry: registry.to_owned(), network: None, handlers };
+    let config = Config::within(&folder, ConfigVersion::Three, Some(cri));
+    let (socket, config) = (config.socket.clone(), config.write().context("failed to write containerd's configuration")?);
     let path = format!("{}:{}", peers.display(), std::env::var("PATH").unwrap_or_default());
     let arguments = [format!("PATH={path}"), containerd.display().to_string(), "--config".to_owned(), config.display().to_string()];
     node.start(Path::new("env"), &arguments, &socket)?;
@@ -301,41 +299,4 @@ fn start_theirs(node: &mut Node<'_>, containerd: &Path, image: &str) -> Result<C
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(cri)
-}
-
-/// containerd's configuration, version 3 (containerd 2.x).
-fn containerd_config(folder: &Path, peers: &Path, socket: &Path, image: &str) -> String {
-    let (root, state, hosts, cni, runc) =
-        (folder.join("root"), folder.join("state"), folder.join("hosts"), folder.join("cni"), peers.join("runc"));
-    let ttrpc = folder.join("ttrpc.sock");
-    format!(
-        r#"version = 3
-root = {root:?}
-state = {state:?}
-[grpc]
-address = {socket:?}
-[ttrpc]
-address = {ttrpc:?}
-[plugins."io.containerd.nri.v1.nri"]
-disable = true
-[plugins."io.containerd.cri.v1.images"]
-snapshotter = "overlayfs"
-[plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = {image:?}
-[plugins."io.containerd.cri.v1.images".registry]
-config_path = {hosts:?}
-[plugins."io.containerd.cri.v1.runtime"]
-restrict_oom_score_adj = true
-[plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = [{cni:?}]
-conf_dir = {cni:?}
-[plugins."io.containerd.cri.v1.runtime".containerd]
-default_runtime_name = "runc"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-BinaryName = {runc:?}
-SystemdCgroup = false
-"#
-    )
 }

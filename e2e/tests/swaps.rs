@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
+use e2e::api::eventually;
 use e2e::containerd::{Containerd, Release, with_containerd};
 use e2e::{ours, skip};
 use serde_json::json;
@@ -75,7 +76,7 @@ fn life(containerd: &Containerd<'_>, runtime: &Runtime<'_>) -> Result<()> {
     ensure!(succeeds(containerd, &["task", "metrics", "c4"])?.contains("memory"), "metrics");
     ensure!(succeeds(containerd, &["task", "ps", "c4"])?.lines().count() >= 2, "ps");
     succeeds(containerd, &["task", "kill", "-s", "SIGTERM", "c4"])?;
-    containerd.until("c4 has stopped", || Ok(status(containerd, "c4")? == "STOPPED"))?;
+    eventually("c4 has stopped", || Ok(status(containerd, "c4")? == "STOPPED"))?;
     deletes(containerd, &["task", "delete", "c4"], 7)?;
     succeeds(containerd, &["container", "delete", "c4"])?;
 
@@ -147,7 +148,7 @@ fn pod(containerd: &Containerd<'_>, handler: &str) -> Result<()> {
     for (id, name) in containers.iter().zip(["a", "b", "c"]) {
         let said = containerd.crictl(&["exec", "-s", id, "cat", "/version"])?;
         ensure!(said == "1", "exec in {name}: {said:?}");
-        containerd.until("its log", || Ok(containerd.crictl(&["logs", id])? == "line"))?;
+        eventually("its log", || Ok(containerd.crictl(&["logs", id])? == "line"))?;
     }
     let stats = containerd.crictl(&["stats", "-o", "json", "--id", &containers[0]])?;
     ensure!(stats.contains("workingSetBytes"), "stats: {stats}");

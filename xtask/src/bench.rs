@@ -183,7 +183,7 @@ fn measure(args: &Args, places: &Places) -> Result<()> {
 
 /// Pods of both sides in turn, then idle ones.
 fn pods(args: &Args, places: &Places, image: &str) -> Result<Vec<Side>> {
-    let network = if runtime::has_plugins() { "pod" } else { "node" };
+    let network = if testkit::containerd::has_cni_plugins() { "pod" } else { "node" };
     let mut runtimes = vec![Runtime::ours(places, image, network)?];
     let there = |peers: &&PathBuf| ["containerd", "containerd-shim-runc-v2", "runc"].iter().all(|name| peers.join(name).exists());
     match args.peers.as_ref().filter(there) {

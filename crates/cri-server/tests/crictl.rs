@@ -6,10 +6,12 @@
 mod common;
 
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use camino::Utf8Path;
-use common::{PATIENCE, kill_9, on_node, pids_with};
+use common::{kill_9, on_node};
+use testkit::host::pids_with;
+use testkit::poll::until;
 use testkit::tar::Entry;
 
 #[test]
@@ -35,11 +37,7 @@ fn the_life_of_a_pod() {
         let failed = node.crictl(&["exec", "--sync", &id, "sh", "-c", "echo no >&2; exit 7"]);
         assert!(!failed.status.success() && String::from_utf8_lossy(&failed.stderr).contains('7'), "{failed:?}");
         assert!(node.fails(&["exec", "--sync", "--timeout", "1", &id, "sleep", "100"]).contains("longer than 1 s"));
-        let end = Instant::now() + PATIENCE;
-        while node.ok(&["logs", &id]) != "out\nerr" && node.ok(&["logs", &id]) != "out" {
-            assert!(Instant::now() < end, "{}", node.ok(&["logs", &id]));
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
+        until("its output is in the log", || node.ok(&["logs", &id]).starts_with("out"));
         assert!(node.ok(&["stats", "-a"]).contains(&id[..13]));
         assert!(node.ok(&["statsp"]).contains(&pod.0[..13]));
         assert!(node.ok(&["ps"]).contains(&id[..13]));
@@ -78,11 +76,7 @@ fn exits_and_users() {
         node.ok(&["start", &id]);
         assert!(node.ok(&["exec", "--sync", &id, "id"]).contains("uid=1000(user) gid=1000(user) groups=1000(user),2000(extra)"));
         let log = node.dir.join("logs/user.log");
-        let end = Instant::now() + PATIENCE;
-        while !std::fs::read_to_string(&log).unwrap_or_default().contains("stderr F mine") {
-            assert!(Instant::now() < end, "{:?}", std::fs::read_to_string(&log));
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
+        until("its own stderr is in the log", || std::fs::read_to_string(&log).unwrap_or_default().contains("stderr F mine"));
         // With a container that runs.
         node.ok(&["rmp", "-f", &pod.0]);
         assert_eq!(node.ok(&["pods", "-q"]), "");
@@ -175,19 +169,11 @@ fn a_killed_shim_is_adopted() {
         let id = node.container(&pod, "counts", &counts, |_| {});
         node.ok(&["start", &id]);
         let before = node.inspect(&id);
-        let shims = pids_with([&pod.0, "-id"]);
+        let shims = pids_with(&[&pod.0, "-id"]);
         assert_eq!(shims.len(), 1, "one shim for a pod");
         kill_9(&shims);
-        let end = Instant::now() + PATIENCE;
-        while pids_with([&pod.0, "-id"]).iter().all(|pid| shims.contains(pid)) {
-            assert!(Instant::now() < end, "no shim in place of the killed one");
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-        let end = Instant::now() + PATIENCE;
-        while !node.crictl(&["exec", "--sync", &id, "true"]).status.success() {
-            assert!(Instant::now() < end, "{:?}", node.crictl(&["exec", "--sync", &id, "true"]));
-            std::thread::park_timeout(Duration::from_millis(50));
-        }
+        until("there is a shim in place of the killed one", || pids_with(&[&pod.0, "-id"]).iter().any(|pid| !shims.contains(pid)));
+        until("it execs", || node.crictl(&["exec", "--sync", &id, "true"]).status.success());
         assert_eq!(before["info"]["pid"], node.inspect(&id)["info"]["pid"], "it is the same process");
         let ended = node.wait_for_state(&id, "CONTAINER_EXITED");
         assert_eq!(ended["status"]["exitCode"], 6);
@@ -208,8 +194,8 @@ fn what_was_killed_while_nobody_looked() {
         let pid = node.inspect(&id)["info"]["pid"].as_u64().expect("a pid");
         node.stop();
         // All at once, as a reboot does it; the records are of this boot all the same.
-        let mut all = pids_with(["keeper", node.dir.as_str()]);
-        all.extend(pids_with([&pod.0, "-id"]));
+        let mut all = pids_with(&["keeper", node.dir.as_str()]);
+        all.extend(pids_with(&[&pod.0, "-id"]));
         all.push(u32::try_from(pid).expect("a pid"));
         kill_9(&all);
         for dir in ["sandboxes", "containers"] {
@@ -269,7 +255,7 @@ fn namespaces_of_the_pod_and_of_the_host() {
 fn a_sandbox_that_was_half_made() {
     on_node("a_sandbox_that_was_half_made", |node| {
         let pod = node.pod("a");
-        assert_eq!(pids_with([&pod.0, "-id"]).len(), 1);
+        assert_eq!(pids_with(&[&pod.0, "-id"]).len(), 1);
         node.stop();
         // As if the server had died between the shim's start and its own answer.
         let path = node.dir.join("state/sandboxes").join(&pod.0).join("record.json");
@@ -279,7 +265,7 @@ fn a_sandbox_that_was_half_made() {
         std::fs::write(&path, record.to_string()).expect("written");
         node.start();
         assert_eq!(node.ok(&["pods", "-q"]), "");
-        assert_eq!(pids_with([&pod.0, "-id"]), Vec::<u32>::new());
+        assert_eq!(pids_with(&[&pod.0, "-id"]), Vec::<u32>::new());
         assert!(!node.dir.join("state/sandboxes").join(&pod.0).exists());
         // Its name is free again.
         node.ok(&["runp", &pod.1]);

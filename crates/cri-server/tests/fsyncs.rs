@@ -5,9 +5,9 @@
 mod common;
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use common::{PATIENCE, on_node};
+use common::on_node;
+use testkit::poll::until;
 
 #[test]
 fn a_started_container_costs_at_most_three_fsyncs() {
@@ -25,11 +25,8 @@ fn a_started_container_costs_at_most_three_fsyncs() {
         let pid = std::process::id().to_string();
         let mut strace =
             Command::new("strace").args(["-f", "-q", "-e", calls, "-o", trace.as_str(), "-p", &pid]).spawn().expect("strace runs");
-        let end = Instant::now() + PATIENCE;
-        while !std::fs::read_to_string("/proc/self/status").expect("a procfs").contains(&format!("TracerPid:\t{}", strace.id())) {
-            assert!(Instant::now() < end, "strace does not attach");
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
+        let attached = format!("TracerPid:\t{}", strace.id());
+        until("strace attaches", || std::fs::read_to_string("/proc/self/status").expect("a procfs").contains(&attached));
         let counted = || std::fs::read_to_string(&trace).unwrap_or_default().lines().filter(|line| line.contains("sync")).count();
         // One that is known, to see that the trace sees.
         std::fs::File::open(&node.dir).and_then(|dir| dir.sync_all()).expect("synced");

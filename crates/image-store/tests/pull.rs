@@ -435,7 +435,7 @@ async fn a_cancelled_pull_leaves_nothing_half_done() {
         cancel.cancel();
     });
     assert_eq!(pulled.unwrap_err().kind(), ErrorKind::Cancelled);
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + testkit::poll::PATIENCE;
     while !layer_dirs(dir.path()).is_empty() {
         assert!(Instant::now() < deadline, "{:?}", layer_dirs(dir.path()));
         tokio::task::yield_now().await;
@@ -631,7 +631,7 @@ async fn a_pull_that_is_killed_anywhere_is_begun_again() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + testkit::poll::PATIENCE;
         // Asked for, and something of it is on disk or on its way; then nothing more comes, and it is killed.
         while registry.count(&digest) == before {
             assert!(Instant::now() < deadline && puller.try_wait().unwrap().is_none(), "layer {layer} is never asked for");

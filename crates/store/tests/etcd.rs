@@ -8,7 +8,7 @@ use common::real::{self, Member};
 use common::{collect, put, txn_of};
 use futures::StreamExt;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
-use store::{Error, Etcd, EtcdConfig, Op, PutRequest, RangeRequest, Store, WatchRequest};
+use store::{Error, Etcd, EtcdConfig, Op, PutRequest, RangeRequest, Store, WatchRequest, WatchStream};
 
 const EVENTUALLY: Duration = Duration::from_secs(90);
 
@@ -33,14 +33,19 @@ fn everything() -> WatchRequest {
     WatchRequest { key: range.key, range_end: range.range_end, ..WatchRequest::default() }
 }
 
-#[tokio::test]
-async fn a_watch_goes_on_when_etcd_comes_again() {
-    let Some(program) = real::peer("etcd") else { return };
-    let mut member = Member::start(&program);
+/// A member and a watch of it that has told of one put.
+async fn watched() -> Option<(Member, Etcd, WatchStream)> {
+    let member = Member::start(&real::peer("etcd")?);
     let store = member.client().await;
     let mut watch = store.watch(everything()).await.expect("watch");
     put(&store, "/k/1", "").await;
     assert_eq!(collect(&mut watch, 1).await.len(), 1);
+    Some((member, store, watch))
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_when_etcd_comes_again() {
+    let Some((mut member, store, mut watch)) = watched().await else { return };
     member.kill();
     assert!(matches!(store.range(RangeRequest::key("/k/1")).await, Err(Error::Etcd { .. })), "what is gone is an error, not a wait");
     member.restart();
@@ -54,12 +59,7 @@ async fn a_watch_goes_on_when_etcd_comes_again() {
 
 #[tokio::test]
 async fn a_watch_that_missed_what_is_compacted_is_told_so() {
-    let Some(program) = real::peer("etcd") else { return };
-    let mut member = Member::start(&program);
-    let store = member.client().await;
-    let mut watch = store.watch(everything()).await.expect("watch");
-    put(&store, "/k/1", "").await;
-    assert_eq!(collect(&mut watch, 1).await.len(), 1);
+    let Some((mut member, store, mut watch)) = watched().await else { return };
     member.kill();
     member.restart();
     put_at_last(&store, "/k/1").await;

@@ -112,7 +112,7 @@ impl Lists {
 fn take(list: List) -> io::Result<BTreeSet<String>> {
     let kernel = |e: linux::netlink::Error| io::Error::other(e.to_string());
     Ok(match list {
-        List::Processes => pids()?.into_iter().filter_map(process_line).collect(),
+        List::Processes => processes()?.into_iter().map(|(pid, line)| format!("{pid} {line}")).collect(),
         List::Mounts => mounts()?.into_iter().map(|m| format!("{} {}", m.point.display(), m.kind)).collect(),
         List::NetworkNamespaces => network_namespaces()?,
         List::Links => Route::open().and_then(|mut r| r.links()).map_err(kernel)?.into_iter().map(|l| l.name).collect(),
@@ -154,10 +154,28 @@ fn pids() -> io::Result<Vec<u32>> {
     Ok(entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
 }
 
-/// `None` for kernel threads and for what ended meanwhile.
-fn process_line(pid: u32) -> Option<String> {
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok().filter(|line| !line.is_empty())?;
-    Some(format!("{pid} {}", String::from_utf8_lossy(&line).replace('\0', " ").trim_end()))
+/// All processes of this PID namespace, without kernel threads, by pid, with their command lines (the words parted by spaces).
+///
+/// # Errors
+/// When `/proc` can't be read.
+pub fn processes() -> io::Result<Vec<(u32, String)>> {
+    let lines = pids()?.into_iter().map(|pid| (pid, command_line(pid)));
+    Ok(lines.filter(|(_, line)| !line.is_empty()).collect())
+}
+
+/// A process's command line, its words parted by spaces; empty for a kernel thread, and for one that has ended.
+pub fn command_line(pid: u32) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).replace('\0', " ").trim_end().to_owned()
+}
+
+/// The processes in whose command lines all of these words stand.
+///
+/// # Panics
+/// When `/proc` can't be read.
+pub fn pids_with(words: &[&str]) -> Vec<u32> {
+    let all = processes().expect("a procfs");
+    all.into_iter().filter(|(_, line)| words.iter().all(|word| line.contains(word))).map(|(pid, _)| pid).collect()
 }
 
 struct MountLine {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use testkit::containerd::{Config, ConfigVersion};
 use testkit::host::{Host, checked, on_own_host};
 use testkit::image::{Compression, Image, ImageSpec};
 use testkit::registry::{Access, Registry};
@@ -39,16 +40,10 @@ fn spec() -> ImageSpec {
 }
 
 fn start(host: &Host, peers: &Path, root: &Path) -> std::process::Child {
-    let paths = [root.join("root"), root.join("state"), root.join("c.sock")];
-    let disabled = ["io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
-    let config = format!(
-        "version = 3\nroot = {:?}\nstate = {:?}\ndisabled_plugins = {disabled:?}\n[grpc]\naddress = {:?}\n",
-        paths[0], paths[1], paths[2]
-    );
-    std::fs::write(root.join("config.toml"), config).unwrap();
+    let config = Config::within(root, ConfigVersion::Three, None).write().unwrap();
     let log = std::fs::File::create(root.join("log")).unwrap();
     let mut daemon = host.command(peers.join("containerd").to_str().unwrap());
-    daemon.arg("-c").arg(root.join("config.toml")).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    daemon.arg("-c").arg(config).stdout(Stdio::null()).stderr(log).spawn().unwrap()
 }
 
 fn run(host: &Host, peers: &Path, root: &Path) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use testkit::containerd::{Bridge, Config, ConfigVersion, Cri, Handler};
 
 use super::group::Group;
 use super::{Places, wait_until};
@@ -17,12 +18,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Address ranges and bridges of the two sides, within the bench's own network namespace.
 const OUR_RANGE: &str = "10.85.0.0/16";
 const THEIR_RANGE: &str = "10.86.0.0/16";
-/// The CNI plugins that containerd is given.
-const PLUGINS: [&str; 3] = ["bridge", "host-local", "loopback"];
-/// Where Debian puts them.
-const PLUGIN_DIRECTORY: &str = "/usr/lib/cni";
-/// CNI's version of the configuration.
-const CNI_VERSION: &str = "1.0.0";
 
 /// The milliseconds of one pod's calls.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -59,11 +54,6 @@ pub struct Runtime {
     network: &'static str,
 }
 
-/// Whether pods can have networks on both sides.
-pub fn has_plugins() -> bool {
-    PLUGINS.iter().all(|plugin| Path::new(PLUGIN_DIRECTORY).join(plugin).exists())
-}
-
 impl Runtime {
     /// `coracle cri`.
     pub fn ours(places: &Places, image: &str, network: &'static str) -> Result<Runtime> {
@@ -84,17 +74,18 @@ impl Runtime {
     pub fn theirs(places: &Places, peers: &Path, image: &str, network: &'static str) -> Result<Runtime> {
         let group = Group::create(format!("{}/theirs", places.cgroup))?;
         let folder = places.folder.join("theirs");
-        let cni = folder.join("cni");
-        fs::create_dir_all(&cni).with_context(|| format!("failed to create {}", cni.display()))?;
-        write(&cni.join("10-bench.conflist"), &conflist(&folder))?;
-        // It takes a registry on a port other than 80 for one with TLS, unless told.
-        let (host, _) = image.split_once('/').context("the image's name has no host")?;
-        let hosts = folder.join("hosts").join(host);
-        fs::create_dir_all(&hosts).with_context(|| format!("failed to create {}", hosts.display()))?;
-        write(&hosts.join("hosts.toml"), &format!("server = \"http://{host}\"\n"))?;
+        let (registry, _) = image.split_once('/').context("the image's name has no host")?;
+        let bridge = Bridge { link: "bench0", subnet: THEIR_RANGE.to_owned() };
+        let cri = Cri {
+            sandbox_image: image.to_owned(),
+            registry: registry.to_owned(),
+            network: Some(bridge),
+            handlers: vec![Handler::runc("runc", peers.join("runc"))],
+        };
         let socket = PathBuf::from("/run/containerd/containerd.sock");
-        let config = folder.join("config.toml");
-        write(&config, &config_toml(&folder, &cni, peers, &socket, image))?;
+        let config =
+            Config { version: ConfigVersion::Three, folder, state: "/run/containerd".into(), socket: socket.clone(), cri: Some(cri) };
+        let config = config.write().context("failed to write containerd's configuration")?;
         let mut command = group.command(&peers.join("containerd"));
         command.arg("--config").arg(&config).env("PATH", path_with(peers)?);
         let network_setting = if network == "pod" { "CNI bridge and host-local, no masquerading" } else { "host network" };
@@ -166,60 +157,9 @@ fn start(
     Ok(runtime)
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("failed to write {}", path.display()))
-}
-
 /// `PATH` with containerd's shim in front.
 fn path_with(peers: &Path) -> Result<std::ffi::OsString> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let parts = std::iter::once(peers.to_owned()).chain(std::env::split_paths(&path));
     std::env::join_paths(parts).context("PATH cannot be made")
-}
-
-fn conflist(folder: &Path) -> String {
-    let ipam = serde_json::json!({
-        "type": "host-local",
-        "dataDir": folder.join("ipam"),
-        "ranges": [[{ "subnet": THEIR_RANGE }]],
-        "routes": [{ "dst": "0.0.0.0/0" }],
-    });
-    let bridge = serde_json::json!({ "type": "bridge", "bridge": "bench0", "isGateway": true, "ipMasq": false, "ipam": ipam });
-    serde_json::json!({ "cniVersion": CNI_VERSION, "name": "bench", "plugins": [bridge] }).to_string()
-}
-
-/// containerd's configuration, version 3 (containerd 2.x).
-fn config_toml(folder: &Path, cni: &Path, peers: &Path, socket: &Path, image: &str) -> String {
-    let runc = peers.join("runc");
-    let (root, hosts) = (folder.join("root"), folder.join("hosts"));
-    format!(
-        r#"version = 3
-root = {root:?}
-state = "/run/containerd"
-[grpc]
-address = {socket:?}
-[ttrpc]
-address = "/run/containerd/containerd.sock.ttrpc"
-[plugins."io.containerd.nri.v1.nri"]
-disable = true
-[plugins."io.containerd.cri.v1.images"]
-snapshotter = "overlayfs"
-[plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = {image:?}
-[plugins."io.containerd.cri.v1.images".registry]
-config_path = {hosts:?}
-[plugins."io.containerd.cri.v1.runtime"]
-restrict_oom_score_adj = true
-[plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = [{PLUGIN_DIRECTORY:?}]
-conf_dir = {cni:?}
-[plugins."io.containerd.cri.v1.runtime".containerd]
-default_runtime_name = "runc"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-BinaryName = {runc:?}
-SystemdCgroup = false
-"#
-    )
 }

@@ -5,17 +5,15 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Parser;
 use testkit::host::{List, Lists, on_own_host};
 use testkit::image::{Image, ImageSpec};
+use testkit::poll::{PATIENCE, until};
 use testkit::registry::Registry;
 use testkit::tar::Entry;
 use tokio_util::sync::CancellationToken;
-
-pub const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Parser)]
 struct Cli {
@@ -122,12 +120,8 @@ impl Node {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
             runtime.block_on(cri_server::run(config, token))
         });
-        let end = Instant::now() + PATIENCE;
-        while !self.crictl(&["version"]).status.success() {
-            assert!(!thread.is_finished(), "the server ended: {:?}", thread.join());
-            assert!(Instant::now() < end, "the server does not answer: {:?}", self.crictl(&["version"]));
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
+        until("the server answers, or has ended", || thread.is_finished() || self.crictl(&["version"]).status.success());
+        assert!(!thread.is_finished(), "the server ended: {:?}", thread.join());
         self.running = Some((cancel, thread));
     }
 
@@ -228,23 +222,19 @@ impl Node {
     }
 
     pub fn wait_for_state(&self, id: &str, state: &str) -> serde_json::Value {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let inspected = self.inspect(id);
-            if inspected["status"]["state"] == state {
-                return inspected;
-            }
-            assert!(Instant::now() < end, "{id} is not {state}: {inspected}");
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
+        let mut inspected = serde_json::Value::Null;
+        until(&format!("{id} is {state}"), || {
+            inspected = self.inspect(id);
+            inspected["status"]["state"] == state
+        });
+        inspected
     }
 }
 
 /// Command lines that have `word` in them.
 pub fn processes_with(word: &str) -> Vec<String> {
-    let entries = std::fs::read_dir("/proc").expect("a procfs").flatten();
-    let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " ")).filter(|line| line.contains(word)).collect()
+    let lines = testkit::host::processes().expect("processes").into_iter().map(|(_, line)| line);
+    lines.filter(|line| line.contains(word)).collect()
 }
 
 pub fn on_node(test: &str, run: impl FnOnce(&mut Node) + Send) {
@@ -271,18 +261,6 @@ pub fn on_node(test: &str, run: impl FnOnce(&mut Node) + Send) {
 }
 
 /// Pids whose command line has both words.
-pub fn pids_with(words: [&str; 2]) -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").expect("a procfs").flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
-            words.iter().all(|word| line.contains(word))
-        })
-        .collect()
-}
-
 pub fn kill_9(pids: &[u32]) {
     for pid in pids {
         let done = Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs");
