@@ -142,12 +142,6 @@ impl Status {
         Self::new(405, "MethodNotAllowed", message).with(group, resource, "")
     }
 
-    /// 406.
-    pub fn not_acceptable(accepted: &[&str]) -> Self {
-        let list = accepted.join(", ");
-        Self::new(406, "NotAcceptable", format!("only the following media types are accepted: {list}"))
-    }
-
     /// 415. `supported` are the media types that are taken.
     pub fn unsupported_media_type(supported: &[&str]) -> Self {
         let list = supported.join(", ");

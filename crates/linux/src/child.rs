@@ -3,7 +3,6 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
 
 /// Which side of a fork the caller is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +18,7 @@ pub enum Fork {
 /// # Errors
 /// `fork(2)`'s; `InvalidInput` if this process has more than one thread, as the child could then do next to nothing.
 pub fn fork() -> io::Result<Fork> {
-    // A directory has a link for itself, one in its parent, and one from each directory in it.
-    if std::fs::metadata("/proc/self/task")?.nlink() != 3 {
+    if !crate::process::is_single_threaded() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "fork of a process with several threads"));
     }
     // SAFETY: with a single thread no lock can be held by a thread that the child lacks.
@@ -99,24 +97,6 @@ fn wait(pid: Option<u32>, options: i32) -> io::Result<Option<Exited>> {
     Ok(Some(Exited { pid: pid.unsigned_abs(), status }))
 }
 
-/// Makes orphans among the descendants children of this process.
-///
-/// # Errors
-/// `prctl(2)`'s.
-pub fn become_subreaper() -> io::Result<()> {
-    // SAFETY: PR_SET_CHILD_SUBREAPER takes one integer and touches no memory.
-    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) })
-}
-
-/// Has this process killed when its parent ends.
-///
-/// # Errors
-/// `prctl(2)`'s.
-pub fn die_with_parent() -> io::Result<()> {
-    // SAFETY: PR_SET_PDEATHSIG takes one integer and touches no memory.
-    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) })
-}
-
 /// Gives the process back the default signal mask and SIGPIPE's default action, as a program expects them at its start.
 ///
 /// # Errors
@@ -158,41 +138,6 @@ pub fn inherited(number: i32) -> io::Result<std::os::fd::OwnedFd> {
     check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     // SAFETY: it is open, and the caller is the program's start, so nothing else owns it.
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(number) })
-}
-
-/// Closes every descriptor from number `first` on. For a forked child only: owners of those descriptors must not be
-/// dropped or used after it, so the child ends by exec or [`exit_now`].
-///
-/// # Errors
-/// `close_range(2)`'s.
-pub fn close_from(first: u32) -> io::Result<()> {
-    // SAFETY: close_range touches no memory; the documented contract keeps owners from using what is closed.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) as i32 })
-}
-
-/// Has every descriptor from number `first` on closed by the next exec.
-///
-/// # Errors
-/// `close_range(2)`'s.
-pub fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: close_range touches no memory, and with this flag closes nothing now.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) as i32 })
-}
-
-/// Sets the name that the process table shows for this thread, cut off at 15 bytes.
-///
-/// # Errors
-/// `prctl(2)`'s; `InvalidInput` for a name with a 0.
-pub fn set_name(name: &str) -> io::Result<()> {
-    Ok(rustix::thread::set_name(&std::ffi::CString::new(name)?)?)
-}
-
-/// Begins a session of its own (and a process group).
-///
-/// # Errors
-/// `setsid(2)`'s.
-pub fn new_session() -> io::Result<()> {
-    Ok(rustix::process::setsid().map(drop)?)
 }
 
 /// Sends a signal to a process. Only for children that are not reaped yet, as another may have the pid afterwards.

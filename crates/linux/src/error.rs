@@ -18,6 +18,14 @@ pub struct Error {
 /// The result of every call of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// All of it in one, for callers whose own errors are the kernel's.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let text = format!("{error}: {}", error.source);
+        io::Error::new(error.source.kind(), text)
+    }
+}
+
 impl Error {
     /// An error of `call` on `object`.
     pub fn new(call: &'static str, object: impl Into<String>, source: io::Error) -> Self {

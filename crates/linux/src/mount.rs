@@ -16,8 +16,6 @@ pub mod flags {
         MS_BIND, MS_DIRSYNC, MS_I_VERSION, MS_LAZYTIME, MS_MANDLOCK, MS_NOATIME, MS_NODEV, MS_NODIRATIME, MS_NOEXEC, MS_NOSUID, MS_PRIVATE,
         MS_RDONLY, MS_REC, MS_RELATIME, MS_REMOUNT, MS_SHARED, MS_SILENT, MS_SLAVE, MS_STRICTATIME, MS_SYNCHRONOUS, MS_UNBINDABLE,
     };
-    /// Symbolic links below the mount are not followed (Linux 5.10).
-    pub const MS_NOSYMFOLLOW: u64 = 256;
 }
 
 /// Attributes of a mount, for [`set_attributes`] and [`Context::mount`] (`MOUNT_ATTR_*`).
@@ -207,16 +205,6 @@ impl AttributeChange {
 /// The kernel's answer.
 pub fn set_attributes(mount: BorrowedFd<'_>, change: AttributeChange, recursive: bool) -> Result<()> {
     let attr = MountAttr { attr_set: change.set, attr_clr: change.clear, propagation: change.propagation, userns_fd: 0 };
-    setattr(mount, &attr, recursive)
-}
-
-/// Maps the owners of the detached mount `mount` by the user namespace `userns` (Linux 5.12, and the file system's
-/// support).
-///
-/// # Errors
-/// The kernel's answer; `EINVAL` when the file system cannot be idmapped.
-pub fn set_idmap(mount: BorrowedFd<'_>, userns: BorrowedFd<'_>, recursive: bool) -> Result<()> {
-    let attr = MountAttr { attr_set: attr::IDMAP, userns_fd: userns.as_raw_fd() as u64, ..MountAttr::default() };
     setattr(mount, &attr, recursive)
 }
 

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::ptr;
 
-use crate::sys::{check, cpath, own, retry};
+use crate::sys::{check, cpath, own};
 use crate::{Error, Result};
 
 const CLONE_PIDFD: u64 = 0x1000;
@@ -111,20 +111,9 @@ fn fallback_single_threaded() -> bool {
     (unsafe { libc::unshare(CLONE_THREAD) }) == 0
 }
 
-/// Ends this process at once, without running any exit handler (for children of [`clone`]).
-pub fn exit_now(code: i32) -> ! {
-    // SAFETY: _exit(2) does not return.
-    unsafe { libc::_exit(code) }
-}
-
 /// This process' pid.
 pub fn pid() -> i32 {
     std::process::id() as i32
-}
-
-/// The pid of this process' parent (0: outside of the PID namespace).
-pub fn parent_pid() -> i32 {
-    std::os::unix::process::parent_id() as i32
 }
 
 /// Makes this process the one that orphaned descendants are given to (`PR_SET_CHILD_SUBREAPER`).
@@ -290,16 +279,6 @@ pub fn close_all_but(first: u32, keep: &[BorrowedFd<'_>]) -> Result<()> {
     Ok(())
 }
 
-/// Makes descriptor number `number` a copy of `fd`, kept over execve(2).
-///
-/// # Errors
-/// The kernel's answer.
-pub fn duplicate_onto(fd: BorrowedFd<'_>, number: i32) -> Result<()> {
-    // SAFETY: only integers are passed; the numbers used are the standard streams.
-    retry(|| unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map_err(|e| Error::new("dup2", number.to_string(), e))?;
-    Ok(())
-}
-
 /// Strings for execve(2), made before they are needed.
 pub struct ExecStrings {
     strings: Vec<CString>,
@@ -424,26 +403,6 @@ pub fn set_oom_score_adj(pid: i32, value: i32) -> Result<i32> {
         }
         Err(e) => Err(Error::new("write", path, e)),
     }
-}
-
-/// The children of this process that have ended, reaped one by one; `None` when there is none now.
-///
-/// # Errors
-/// `ECHILD` when this process has no children at all.
-pub fn reap_any() -> Result<Option<(i32, crate::pidfd::Exit)>> {
-    let mut status = 0;
-    // SAFETY: the pointer to the status outlives the call.
-    let pid =
-        retry(|| unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) }.into()).map_err(|e| Error::new("waitpid", "any child", e))?;
-    if pid == 0 {
-        return Ok(None);
-    }
-    let exit = if libc::WIFEXITED(status) {
-        crate::pidfd::Exit::Code(libc::WEXITSTATUS(status))
-    } else {
-        crate::pidfd::Exit::Signal(libc::WTERMSIG(status))
-    };
-    Ok(Some((pid as i32, exit)))
 }
 
 /// Whether process `pid`, begun at `start_time` (see [`Stat`]), still runs; a zombie does not.

@@ -94,20 +94,6 @@ pub fn restore(terminal: BorrowedFd<'_>, settings: &Settings) -> Result<()> {
     apply(terminal, &settings.0)
 }
 
-/// Stops the terminal from writing a carriage return before each line feed (`ONLCR`), for output that no human reads.
-///
-/// # Errors
-/// The kernel's answer.
-pub fn clear_onlcr(terminal: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: a zeroed termios is valid, and the pointers outlive the calls.
-    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
-    // SAFETY: as above.
-    check(unsafe { libc::tcgetattr(terminal.as_raw_fd(), &mut settings) }.into())
-        .map_err(|e| Error::new("get terminal settings", "", e))?;
-    settings.c_oflag &= !libc::ONLCR;
-    apply(terminal, &settings)
-}
-
 fn apply(terminal: BorrowedFd<'_>, settings: &libc::termios) -> Result<()> {
     // SAFETY: the pointer outlives the call.
     check(unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, settings) }.into())

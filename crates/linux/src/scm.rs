@@ -7,11 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
+    sendmsg,
 };
 
 /// The most descriptors that come with one message; what is beyond is closed by the kernel.
-pub const DESCRIPTORS_MAX: usize = 4;
+pub const DESCRIPTORS_MAX: usize = 8;
 
 /// Sends bytes, and with the first of them the descriptors. Answers how many bytes went.
 ///
@@ -31,6 +32,19 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
 /// # Errors
 /// `recvmsg(2)`'s.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    receive_flagged(socket, buffer).map(|(bytes, fds, _)| (bytes, fds))
+}
+
+/// As [`receive`], of a message that must not have been cut off.
+pub(crate) fn receive_whole(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let (bytes, fds, flags) = receive_flagged(socket, buffer)?;
+    if flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the message was cut off"));
+    }
+    Ok((bytes, fds))
+}
+
+fn receive_flagged(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>, ReturnFlags)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message =
@@ -41,7 +55,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<O
             fds.extend(rights);
         }
     }
-    Ok((message.bytes, fds))
+    Ok((message.bytes, fds, message.flags))
 }
 
 /// Connects to a unix socket without waiting; the stream is non-blocking and closed on exec.

@@ -7,7 +7,6 @@ use crate::sys::{check, own};
 use crate::{Error, Result};
 
 const SECCOMP_SET_MODE_FILTER: u32 = 1;
-const SECCOMP_GET_ACTION_AVAIL: u32 = 2;
 
 /// Flags of `SECCOMP_SET_MODE_FILTER`.
 pub mod flags {
@@ -38,10 +37,4 @@ pub fn load(filter: &[Instruction], flags: u64) -> Result<Option<OwnedFd>> {
     let ret = unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     let ret = check(ret).map_err(|e| Error::new("load seccomp filter", format!("{} instructions", filter.len()), e))?;
     Ok((flags & self::flags::NEW_LISTENER != 0).then(|| own(ret)))
-}
-
-/// Whether the kernel knows this action (`SECCOMP_RET_*`).
-pub fn action_available(action: u32) -> bool {
-    // SAFETY: the pointer to the action outlives the call.
-    (unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) }) == 0
 }

@@ -96,47 +96,12 @@ pub fn connect(kind: Kind, path: &Path) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// How many descriptors one message may carry here.
-const DESCRIPTORS_MAX: usize = 8;
-const CONTROL_BYTES: usize = 64;
-
 /// Sends one message, with descriptors. Never raises SIGPIPE.
 ///
 /// # Errors
 /// The kernel's answer; `EPIPE` when the peer is gone.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<()> {
-    assert!(descriptors.len() <= DESCRIPTORS_MAX, "at most eight descriptors a message");
-    let mut iov = libc::iovec { iov_base: bytes.as_ptr() as *mut libc::c_void, iov_len: bytes.len() };
-    let mut control = Control { bytes: [0; CONTROL_BYTES] };
-    // SAFETY: a zeroed msghdr is valid; every pointer put into it outlives the call; CMSG_SPACE of eight descriptors
-    // (16 + 32 bytes) fits the aligned control buffer, and the data written is within it.
-    let ret = unsafe {
-        let mut message: libc::msghdr = std::mem::zeroed();
-        message.msg_iov = &mut iov;
-        message.msg_iovlen = 1;
-        if !descriptors.is_empty() {
-            let size = size_of::<i32>() * descriptors.len();
-            message.msg_control = (&raw mut control).cast();
-            message.msg_controllen = libc::CMSG_SPACE(size as u32) as _;
-            let header = libc::CMSG_FIRSTHDR(&message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(size as u32) as _;
-            let data = libc::CMSG_DATA(header).cast::<i32>();
-            for (index, fd) in descriptors.iter().enumerate() {
-                data.add(index).write_unaligned(fd.as_raw_fd());
-            }
-        }
-        retry(|| libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) as libc::c_long)
-    };
-    ret.map_err(|e| Error::new("sendmsg", "", e))?;
-    Ok(())
-}
-
-/// A control buffer with the alignment of `cmsghdr`.
-#[repr(C, align(8))]
-struct Control {
-    bytes: [u8; CONTROL_BYTES],
+    crate::scm::send(socket, bytes, descriptors).map(drop).map_err(|e| Error::new("sendmsg", "", e))
 }
 
 /// Receives one message of at most `length_max` bytes, with its descriptors (close-on-exec). Empty: the peer is gone.
@@ -145,35 +110,9 @@ struct Control {
 /// The kernel's answer; a message that was cut off is invalid.
 pub fn receive(socket: BorrowedFd<'_>, length_max: usize) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut bytes = vec![0u8; length_max];
-    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    let mut control = Control { bytes: [0; CONTROL_BYTES] };
-    let mut descriptors = Vec::new();
-    // SAFETY: a zeroed msghdr is valid; every pointer put into it outlives the call; the control messages are walked
-    // with the kernel's own macros within the length that it reports, and each descriptor is taken once.
-    let (length, flags) = unsafe {
-        let mut message: libc::msghdr = std::mem::zeroed();
-        message.msg_iov = &mut iov;
-        message.msg_iovlen = 1;
-        message.msg_control = (&raw mut control).cast();
-        message.msg_controllen = CONTROL_BYTES as _;
-        let length = retry(|| libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) as libc::c_long)
-            .map_err(|e| Error::new("recvmsg", "", e))?;
-        let mut header = libc::CMSG_FIRSTHDR(&message);
-        while !header.is_null() {
-            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
-                let count = ((*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize) / size_of::<i32>();
-                let data = libc::CMSG_DATA(header).cast::<i32>();
-                descriptors.extend((0..count).map(|index| own(data.add(index).read_unaligned().into())));
-            }
-            header = libc::CMSG_NXTHDR(&message, header);
-        }
-        (length as usize, message.msg_flags)
-    };
-    if flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
-        return Err(Error::invalid("recvmsg", "", "the message was cut off"));
-    }
-    bytes.truncate(length);
-    Ok((bytes, descriptors))
+    let received = crate::scm::receive_whole(socket, &mut bytes).map_err(|e| Error::new("recvmsg", "", e))?;
+    bytes.truncate(received.0);
+    Ok((bytes, received.1))
 }
 
 #[cfg(test)]

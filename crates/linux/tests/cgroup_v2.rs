@@ -3,10 +3,11 @@
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use linux::cgroup::devices::{Access, Kind, Rules};
 use linux::cgroup::{Cgroup, Cpu, Host, Memory, Resources};
+use testkit::poll::until;
 
 /// A group of the test's own, removed when dropped.
 struct Group(Cgroup, PathBuf);
@@ -38,14 +39,6 @@ impl Drop for Group {
     fn drop(&mut self) {
         let _ = self.0.signal_all(9);
         let _ = self.0.remove(Duration::from_secs(5));
-    }
-}
-
-fn eventually(mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !so() {
-        assert!(Instant::now() < deadline, "it did not come true");
-        std::thread::yield_now();
     }
 }
 
@@ -168,5 +161,5 @@ fn device_programs_decide() {
     rules.add(false, (Kind::Char, Some(1), Some(5)), Access::parse("r").expect("letters")).expect("a rule");
     rules.add(false, (Kind::Block, None, None), Access::ALL).expect("a rule");
     group.0.apply_devices(&rules).expect("replaced");
-    eventually(|| !read_by("/dev/zero") && read_by("/dev/full"));
+    until("the rules hold", || !read_by("/dev/zero") && read_by("/dev/full"));
 }

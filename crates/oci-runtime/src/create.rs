@@ -248,7 +248,7 @@ impl Making<'_> {
         let error = init.run();
         // Whoever waits at the gate has been told; this is for the container's log.
         eprintln!("{}", line(&error));
-        linux::process::exit_now(1)
+        linux::child::exit_now(1)
     }
 
     fn make_cgroup(&self) -> Result<()> {
@@ -453,6 +453,6 @@ impl Birth {
         };
         let fds: Vec<_> = pidfd.iter().map(|fd| fd.as_fd()).collect();
         let _ = linux::unix::send(socket.as_fd(), text.as_bytes(), &fds);
-        linux::process::exit_now(0)
+        linux::child::exit_now(0)
     }
 }

@@ -238,7 +238,7 @@ impl Joining<'_> {
     fn become_process(&self, first: BorrowedFd<'_>, others: &[Kind], entries: &[OwnedFd], socket: &OwnedFd) -> ! {
         let error = self.live(first, others, entries, socket).unwrap_or_else(|error| error);
         let _ = Message::Failed.send(socket.as_fd(), &line(&error));
-        linux::process::exit_now(255)
+        linux::child::exit_now(255)
     }
 
     /// Up to the program; answers why that could not be executed.

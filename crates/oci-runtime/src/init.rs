@@ -311,7 +311,7 @@ pub fn open_terminal(ptmx: BorrowedFd<'_>, process: &Process, console: Option<&O
 /// The kernel's answer.
 pub fn use_terminal(slave: &OwnedFd) -> Result<()> {
     for number in 0..3 {
-        linux::process::duplicate_onto(slave.as_fd(), number)?;
+        linux::child::dup_to(slave.as_fd(), number).map_err(|e| linux::Error::new("dup2", number.to_string(), e))?;
     }
     Ok(linux::pty::set_controlling(slave.as_fd())?)
 }

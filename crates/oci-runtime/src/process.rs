@@ -283,9 +283,9 @@ impl Prepared {
                 let result = self.drop_capabilities().and_then(|()| crate::hooks::run(point, hooks, state));
                 if let Err(error) = result {
                     let _ = linux::unix::send(theirs.as_fd(), crate::error::line(&error).as_bytes(), &[]);
-                    linux::process::exit_now(1);
+                    linux::child::exit_now(1);
                 }
-                linux::process::exit_now(0)
+                linux::child::exit_now(0)
             }
             linux::process::Cloned::Parent { pidfd, .. } => {
                 drop(theirs);

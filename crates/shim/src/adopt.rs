@@ -10,8 +10,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use linux::event::{Interest, Ready};
+use linux::namespace::{self, Kind};
 use linux::pipes::{self, Access};
-use linux::podns::{self, Kind};
 
 use crate::cursor::{self, Cursor, Stage as Step};
 use crate::daemon::{ADOPTED, Shim};
@@ -251,13 +251,13 @@ fn enter_pinned(bundle: &Path, record: &Record) -> Result<(), String> {
     let pins = bundle.join(PINS);
     let places = [
         (record.plan.net, Kind::Net, PathBuf::from(&record.netns)),
-        (record.plan.ipc, Kind::Ipc, pins.join(Kind::Ipc.file())),
-        (record.plan.uts, Kind::Uts, pins.join(Kind::Uts.file())),
+        (record.plan.ipc, Kind::Ipc, pins.join(Kind::Ipc.proc_name())),
+        (record.plan.uts, Kind::Uts, pins.join(Kind::Uts.proc_name())),
     ];
     for (_, kind, path) in places.into_iter().filter(|(wanted, _, _)| *wanted) {
-        std::fs::File::open(&path)
-            .and_then(|file| podns::enter(kind, file.as_fd()))
-            .map_err(|error| format!("failed to enter the pod's namespace {}: {error}", path.display()))?;
+        namespace::open(&path, kind)
+            .and_then(|namespace| namespace::join(namespace.as_fd(), kind))
+            .map_err(|error| format!("failed to enter the pod's namespace {}: {}", path.display(), std::io::Error::from(error)))?;
     }
     Ok(())
 }

@@ -123,7 +123,7 @@ impl Shim {
     /// Those of epoll, signalfd, prctl and pipes.
     pub fn new(setting: Setting, listener: UnixListener) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        child::become_subreaper()?;
+        linux::process::set_child_subreaper(true)?;
         let signals = SignalFd::new(&[17, 15, 2])?;
         epoll.add(&signals, SIGNALS, Interest::READ)?;
         let server = Server::new(&epoll, listener, LISTENER, CONNECTIONS)?;

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use linux::podns;
+use linux::mount;
 use prost::Message;
 use protocols::shim::options::runc::Options;
 use protocols::shim::task::v3::{ConnectRequest, DeleteResponse};
@@ -59,7 +59,7 @@ fn remove_container(args: &Args, bundle: &Path, task: Option<&Task>, errors: &mu
         Err(error) => errors.push(format!("failed to run the runtime's delete of {}: {error}", args.id)),
     }
     let rootfs = bundle.join("rootfs");
-    if let Err(error) = podns::unmount(&rootfs) {
+    if let Err(error) = mount::unmount_all(&rootfs, true).map_err(std::io::Error::from) {
         errors.push(format!("failed to unmount {}: {error}", rootfs.display()));
     }
 }

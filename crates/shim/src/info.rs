@@ -43,7 +43,7 @@ fn features(runtime: &Runtime) -> Option<Vec<u8>> {
     let line = runtime.features();
     match child::fork().ok()? {
         Fork::Child => {
-            let ready = child::dup_to(writer.as_fd(), 1).and_then(|()| child::close_on_exec_from(3));
+            let ready = child::dup_to(writer.as_fd(), 1).and_then(|()| Ok(linux::process::close_from(3, true)?));
             child::exit_now(if ready.is_ok() { line.become_it() } else { 1 })
         }
         Fork::Parent(pid) => {

@@ -148,13 +148,14 @@ fn mapped(mappings: &[ConfigMapping], id: u32) -> u32 {
 
 /// What every child does first.
 fn settle() -> Result<(), String> {
-    child::die_with_parent().map_err(|error| format!("failed to tie the child to the shim: {error}"))?;
+    linux::process::set_parent_death_signal(9)
+        .map_err(|error| format!("failed to tie the child to the shim: {}", io::Error::from(error)))?;
     child::reset_signals().map_err(|error| format!("failed to reset signals: {error}"))
 }
 
 /// Becomes the runtime with nothing open but 0, 1 and 2.
 fn alone(line: Line) -> u8 {
-    match child::close_from(3) {
+    match linux::process::close_from(3, false) {
         Ok(()) => line.become_it(),
         Err(_) => FAILED,
     }
@@ -293,7 +294,8 @@ pub fn remove(line: Option<Line>, bundle: &Path, unmount: bool, pipe: OwnedFd) -
         }
         if unmount {
             let rootfs = bundle.join("rootfs");
-            linux::podns::unmount(&rootfs).map_err(|error| format!("failed to unmount {}: {error}", rootfs.display()))?;
+            linux::mount::unmount_all(&rootfs, true)
+                .map_err(|error| format!("failed to unmount {}: {}", rootfs.display(), io::Error::from(error)))?;
         }
         for name in ["stdin", "stdout", "stderr"] {
             // Left ones go with the bundle.

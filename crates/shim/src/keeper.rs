@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Result<(), String> {
     let file = file.map_err(|error| format!("failed to open {}: {error}", lock.display()))?;
     file.try_lock().map_err(|error| format!("another keeper serves {}: {error}", state.display()))?;
     // A session leader already is one.
-    let _ = child::new_session();
+    let _ = linux::process::setsid();
     let socket = state.join("keeper.sock");
     let mut keeper = Keeper::new(&socket).map_err(|error| format!("failed to serve on {}: {error}", socket.display()))?;
     let served = keeper.serve().map_err(|error| format!("the keeper's loop failed: {error}"));
@@ -103,7 +103,7 @@ impl Keeper {
     fn new(socket: &Path) -> io::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         let epoll = Epoll::new()?;
-        child::become_subreaper()?;
+        linux::process::set_child_subreaper(true)?;
         let signals = SignalFd::new(&[17, 15, 2])?;
         epoll.add(&signals, SIGNALS, Interest::READ)?;
         match std::fs::remove_file(socket) {

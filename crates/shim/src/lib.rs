@@ -83,7 +83,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
 fn serve(args: &Args) -> Result<(), String> {
     // Containers must not get hold of this executable; it executes itself once more (with descriptor 3) to see to that.
     linux::exe::protect().map_err(|error| format!("failed to protect the shim's executable: {error}"))?;
-    linux::child::set_name("containerd-shim-coracle-v2").map_err(|error| format!("failed to set the name: {error}"))?;
+    linux::process::set_name("containerd-shim-coracle-v2")
+        .map_err(|error| format!("failed to set the name: {}", io::Error::from(error)))?;
     let listener =
         linux::child::inherited(3).map_err(|error| format!("no listening socket as descriptor 3 ({error}): `start` starts the shim"))?;
     let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use linux::child::{self, Fork};
 use linux::event::SignalFd;
-use linux::podns::{self, Kind};
+use linux::namespace::{self, Kind};
 
 use crate::disk;
 use crate::sandbox::PAUSE_PID;
@@ -20,7 +20,7 @@ pub(crate) const WORKDIR: &str = "pause";
 /// In a child of the shim: starts the pause process, which becomes the shim's child, and writes its pid.
 pub(crate) fn make(bundle: &Path) -> Result<(), String> {
     let said = |what: &str, error: std::io::Error| format!("failed to start the pause process: {what}: {error}");
-    podns::make(Kind::Pid).map_err(|error| said("making the PID namespace", error))?;
+    namespace::unshare(&[Kind::Pid]).map_err(|error| said("making the PID namespace", error.into()))?;
     let (reader, writer) = linux::pipes::pipe().map_err(|error| said("making a pipe", error))?;
     match child::fork().map_err(|error| said("fork", error))? {
         Fork::Child => {
@@ -55,11 +55,11 @@ fn become_pause(bundle: &Path) -> String {
         for number in 0..3 {
             child::dup_to(null.as_fd(), number)?;
         }
-        child::new_session()?;
+        linux::process::setsid()?;
         let executable = std::fs::File::open("/proc/self/exe")?;
         std::fs::create_dir_all(&workdir)?;
-        podns::confine(&workdir)?;
-        podns::drop_privileges()?;
+        linux::confine::empty_root(&workdir)?;
+        linux::confine::drop_privileges()?;
         Ok(executable)
     };
     let executable = match steps() {
@@ -78,7 +78,7 @@ fn become_pause(bundle: &Path) -> String {
 /// The pause process: reaps until it is told to end.
 #[must_use]
 pub fn run() -> u8 {
-    let _ = child::set_name("pause");
+    let _ = linux::process::set_name("pause");
     let Ok(signals) = SignalFd::new(&[17, 15, 2]) else { return 1 };
     let Ok(epoll) = linux::event::Epoll::new() else { return 1 };
     if epoll.add(&signals, 0, linux::event::Interest::READ).is_err() {

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use linux::podns::{self, Kind};
+use linux::namespace::{self, Kind};
 use protocols::shim::pod::{self, NamespaceMode, PodSandboxConfig};
 use protocols::shim::sandbox::v1::{
     CreateSandboxRequest, CreateSandboxResponse, PingRequest, PingResponse, PlatformRequest, PlatformResponse, STATE_NOTREADY, STATE_READY,
@@ -229,18 +229,20 @@ impl Shim {
 
     /// Moves the shim itself into the pod's namespaces: calls of microseconds, and of no child's.
     fn enter(&self, plan: &Plan, netns: &str) -> Result<(), RpcError> {
-        let said = |what: &str, error: std::io::Error| RpcError::new(code::UNKNOWN, format!("failed to {what}: {error}"));
+        let said =
+            |what: &str, error: linux::Error| RpcError::new(code::UNKNOWN, format!("failed to {what}: {}", std::io::Error::from(error)));
         if plan.net {
-            let namespace = std::fs::File::open(netns).map_err(|error| said(&format!("open network namespace {netns}"), error))?;
-            podns::enter(Kind::Net, namespace.as_fd()).map_err(|error| said(&format!("enter network namespace {netns}"), error))?;
+            namespace::open(Path::new(netns), Kind::Net)
+                .and_then(|namespace| namespace::join(namespace.as_fd(), Kind::Net))
+                .map_err(|error| said(&format!("enter network namespace {netns}"), error))?;
         }
         if plan.ipc {
-            podns::make(Kind::Ipc).map_err(|error| said("make the pod's IPC namespace", error))?;
+            namespace::unshare(&[Kind::Ipc]).map_err(|error| said("make the pod's IPC namespace", error))?;
         }
         if plan.uts {
-            podns::make(Kind::Uts).map_err(|error| said("make the pod's UTS namespace", error))?;
+            namespace::unshare(&[Kind::Uts]).map_err(|error| said("make the pod's UTS namespace", error))?;
             if !plan.hostname.is_empty() {
-                podns::set_hostname(&plan.hostname).map_err(|error| said(&format!("set hostname {:?}", plan.hostname), error))?;
+                namespace::set_hostname(&plan.hostname).map_err(|error| said(&format!("set hostname {:?}", plan.hostname), error))?;
             }
         }
         Ok(())
@@ -483,7 +485,7 @@ impl Shim {
                 if code != 0 {
                     errors.push(format!("the runtime's delete of {} ended with {code}", bundle.display()));
                 }
-                if mounted && let Err(error) = podns::unmount(&bundle.join("rootfs")) {
+                if mounted && let Err(error) = linux::mount::unmount_all(&bundle.join("rootfs"), true).map_err(std::io::Error::from) {
                     errors.push(format!("failed to unmount {}/rootfs: {error}", bundle.display()));
                 }
                 disk::remove_task(&bundle);
@@ -531,7 +533,7 @@ impl Sandbox {
 
     /// The sandbox as an OCI spec (containerd keeps it, and complains of a missing one at each event).
     fn spec(&self, netns: &str) -> prost_types::Any {
-        let pin = |kind: Kind| self.bundle.join(PINS).join(kind.file()).display().to_string();
+        let pin = |kind: Kind| self.bundle.join(PINS).join(kind.proc_name()).display().to_string();
         let namespaces: Vec<_> =
             [(self.plan.net, "network", netns.to_owned()), (self.plan.ipc, "ipc", pin(Kind::Ipc)), (self.plan.uts, "uts", pin(Kind::Uts))]
                 .into_iter()
@@ -580,8 +582,8 @@ fn set_up(plan: &Plan, bundle: &Path) -> Result<(), String> {
     std::fs::create_dir_all(&pins).map_err(|error| format!("failed to make {}: {error}", pins.display()))?;
     for (wanted, kind) in [(plan.ipc, Kind::Ipc), (plan.uts, Kind::Uts)] {
         if wanted {
-            let path = pins.join(kind.file());
-            podns::pin(kind, &path).map_err(|error| format!("failed to pin {}: {error}", path.display()))?;
+            let path = pins.join(kind.proc_name());
+            namespace::pin(0, kind, &path).map_err(|error| format!("failed to pin {}: {}", path.display(), std::io::Error::from(error)))?;
         }
     }
     for (name, value) in &plan.sysctls {
@@ -596,8 +598,8 @@ pub(crate) fn take_down(bundle: &Path) -> Result<(), String> {
     let pins = bundle.join(PINS);
     let mut errors = Vec::new();
     for kind in [Kind::Ipc, Kind::Uts] {
-        let path = pins.join(kind.file());
-        if let Err(error) = podns::unpin(&path) {
+        let path = pins.join(kind.proc_name());
+        if let Err(error) = namespace::unpin(&path).map_err(std::io::Error::from) {
             errors.push(format!("failed to unpin {}: {error}", path.display()));
         }
     }

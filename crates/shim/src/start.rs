@@ -193,7 +193,7 @@ fn launch(args: &Args, socket: &Path, listener: &UnixListener, bundle: &Path, cg
 
 fn become_daemon(args: &Args, socket: &Path, listener: &UnixListener, bundle: &Path, executable: &Path) -> io::Error {
     let prepare = || -> io::Result<()> {
-        child::new_session()?;
+        linux::process::setsid()?;
         let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
         child::dup_to(null.as_fd(), 0)?;
         child::dup_to(null.as_fd(), 1)?;
@@ -207,7 +207,7 @@ fn become_daemon(args: &Args, socket: &Path, listener: &UnixListener, bundle: &P
         // Either may have number 3.
         drop((log, null));
         child::dup_to(listener.as_fd(), 3)?;
-        child::close_on_exec_from(4)
+        Ok(linux::process::close_from(4, true)?)
     };
     if let Err(error) = prepare() {
         return error;

@@ -5,6 +5,8 @@ mod common;
 use common::{Host, cannot_run, until};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
+use testkit::containerd::{Config, ConfigVersion};
+use testkit::host::pids_with;
 
 struct Containerd {
     host: Host,
@@ -16,13 +18,7 @@ impl Containerd {
     fn start(host: Host, peers: PathBuf) -> Self {
         // What is fixed in containerd and our shim's defaults lies below /run: a new one, in this mount namespace.
         assert!(Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/run"]).status().expect("mount").success());
-        let dir = host.dir.display();
-        let config = format!(
-            "version = 3\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\n\
-             disabled_plugins = [\"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"{dir}/c.sock\"\n[ttrpc]\naddress = \"{dir}/c.sock.ttrpc\"\n"
-        );
-        std::fs::write(host.dir.join("config.toml"), config).expect("config");
+        Config::within(&host.dir, ConfigVersion::Three, None).write().expect("config");
         let process = Self::run(&host.dir, &peers);
         Self { host, peers, process }
     }
@@ -65,7 +61,7 @@ impl Drop for Containerd {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let _ = linux::podns::unmount(Path::new("/run"));
+        let _ = linux::mount::unmount_all(Path::new("/run"), true);
     }
 }
 
@@ -121,21 +117,11 @@ fn containerd_drives_the_shim() {
 
     // Under containerd a shim's death is its container's: `delete` sees to it.
     assert!(containerd.container("-d", "c4", "exec sleep 1000").status.success());
-    let pid = shim_of("c4");
-    linux::child::send_signal(pid, 9).expect("killed");
+    let shims = pids_with(&["containerd-shim-coracle", "-id c4 -address"]);
+    assert_eq!(shims.len(), 1, "one shim: {shims:?}");
+    linux::child::send_signal(shims[0], 9).expect("killed");
     until("its container is gone", || containerd.status("c4").is_empty());
     assert!(containerd.ctr(&["container", "delete", "c4"]).status.success());
     until("nothing is left", || containerd.host.left().is_empty());
     until("its socket is gone", || std::fs::read_dir("/run/containerd/s").map_or(0, Iterator::count) == 0);
-}
-
-fn shim_of(id: &str) -> u32 {
-    let find = || {
-        std::fs::read_dir("/proc").expect("proc").flatten().find_map(|entry| {
-            let line = text(&std::fs::read(entry.path().join("cmdline")).ok()?).replace('\0', " ");
-            let ours = line.contains("containerd-shim-coracle") && line.contains(&format!("-id {id} -address"));
-            ours.then(|| entry.file_name().to_string_lossy().parse().ok()).flatten()
-        })
-    };
-    find().expect("the shim")
 }

@@ -87,7 +87,7 @@ fn life(test: &str, runtime: Option<PathBuf>) {
     let shutdown = sandbox::ShutdownSandboxRequest { sandbox_id: "pod1".into() };
     let _: sandbox::ShutdownSandboxResponse = shim.sandbox("ShutdownSandbox", &shutdown).expect("shut down");
     if hidden {
-        linux::podns::unmount(unified).expect("unmounted");
+        linux::mount::unmount_all(unified, true).expect("unmounted");
     }
     until("nothing is left", || host.left().is_empty());
 }

@@ -54,17 +54,12 @@ fn containers_of_a_pod_share_a_shim_under_older_containerds() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let response = task::DeleteResponse::decode(output.stdout.as_slice()).expect("DeleteResponse");
     assert_eq!((response.pid, response.exit_status), (0, 137));
-    linux::podns::unmount(std::path::Path::new("/run")).expect("unmounted");
+    linux::mount::unmount_all(std::path::Path::new("/run"), true).expect("unmounted");
 }
 
 /// The daemons of a sandbox.
 fn daemons(id: &str) -> Vec<u32> {
-    let pids = std::fs::read_dir("/proc").expect("list").flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid: &u32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
-    })
-    .collect()
+    testkit::host::pids_with(&[id])
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// How long a state that must come may take.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a state that must come may take: an emulated machine is slow.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// The first pause between two looks; each is twice the one before, up to the last.
 const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(100)];
 

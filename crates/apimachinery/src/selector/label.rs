@@ -2,7 +2,7 @@
 //!
 //! Source: k8s.io/apimachinery v0.37 `pkg/labels/selector.go` (grammar and texts), `pkg/apis/meta/v1/helpers.go`.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::formats;
 use crate::formats::go_quote;
@@ -270,16 +270,6 @@ impl LabelSelector {
             });
         }
         Ok(Self { requirements, nothing: false })
-    }
-
-    /// From a map of labels that must all be there with their values (a Service's selector).
-    pub fn from_map(labels: &Map<String, Value>) -> Self {
-        let requirement = |(key, value): (&String, &Value)| Requirement {
-            key: key.clone(),
-            operator: Operator::In,
-            values: vec![value.as_str().unwrap_or("").to_owned()],
-        };
-        Self { requirements: labels.iter().map(requirement).collect(), nothing: false }
     }
 
     /// Whether everything matches.

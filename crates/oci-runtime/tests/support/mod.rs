@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -200,14 +200,7 @@ pub fn cgroup_v2() -> bool {
     linux::cgroup::Host::detect().expect("cgroups").mode() == linux::cgroup::Mode::V2
 }
 
-/// Polls until it is so, for at most a minute.
-pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !so() {
-        assert!(Instant::now() < deadline, "it did not come true: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+pub use testkit::poll::until as eventually;
 
 pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()

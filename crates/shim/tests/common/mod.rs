@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use linux::podns::{self, Kind};
+use linux::namespace::{self, Kind};
 use prost::Message;
 use protocols::shim::bootstrap::v1::{BootstrapParams, BootstrapResult};
 use protocols::shim::coracle::{StartShimRequest, StartShimResponse};
@@ -19,6 +19,8 @@ use protocols::shim::pod::{self, PodSandboxConfig};
 use protocols::shim::sandbox::v1 as sandbox;
 use protocols::shim::task::v3 as task;
 use protocols::ttrpc::{self, FrameType, HEADER_BYTES, Request, Response, RpcError};
+use testkit::host::pids_with;
+pub use testkit::poll::until;
 
 /// The shim under test: `CORACLE_TEST_SHIM`, or the static one of `CORACLE_BIN` (as `cargo xtask test` gives it), or
 /// cargo's.
@@ -38,15 +40,8 @@ pub fn is_static() -> bool {
 }
 
 pub const NAMESPACE: &str = "coracle-test";
-
-/// Waits for a state, at most 120 s: an emulated machine is slow.
-pub fn until(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !reached() {
-        assert!(Instant::now() < deadline, "not reached: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+/// In the command line of every shim.
+const SHIM: &str = "containerd-shim-coracle";
 
 /// Why these tests cannot run here, if so.
 pub fn cannot_run() -> Option<&'static str> {
@@ -75,14 +70,14 @@ pub struct Host {
 
 impl Host {
     pub fn new(name: &str) -> Self {
-        podns::make(Kind::Mount).expect("mount namespace");
-        podns::make(Kind::Net).expect("network namespace");
+        namespace::unshare(&[Kind::Mount]).expect("mount namespace");
+        namespace::unshare(&[Kind::Net]).expect("network namespace");
         let status = Command::new("mount").args(["--make-rprivate", "/"]).status().expect("mount");
         assert!(status.success());
         let dir = std::env::temp_dir().join(format!("coracle-shim-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(dir.join("s")).expect("directory");
-        podns::pin(Kind::Net, &dir.join("netns")).expect("pinned");
+        namespace::pin(0, Kind::Net, &dir.join("netns")).expect("pinned");
         let events = Arc::new(Mutex::new(Events::new()));
         let listener = UnixListener::bind(dir.join("events.sock")).expect("socket");
         let sink = Arc::clone(&events);
@@ -210,13 +205,8 @@ impl Host {
     pub fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
         let dir = self.dir.display().to_string();
-        for entry in std::fs::read_dir("/proc").expect("proc").flatten() {
-            let text = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text).replace('\0', " ");
-            if text.contains(&dir) && text.contains("containerd-shim-coracle") && !text.contains(" keeper ") {
-                left.push(text);
-            }
-        }
+        let lines = testkit::host::processes().expect("processes").into_iter().map(|(_, line)| line);
+        left.extend(lines.filter(|line| line.contains(&dir) && line.contains(SHIM) && !line.contains(" keeper ")));
         let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo");
         let netns = format!("{dir}/netns");
         left.extend(mounts.lines().filter(|line| line.contains(&dir) && !line.contains(&netns)).map(str::to_owned));
@@ -248,13 +238,8 @@ impl Drop for Host {
             let _ = linux::child::send_signal(keeper.id(), 15);
             let _ = keeper.wait();
         }
-        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-            let text = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let text = String::from_utf8_lossy(&text).replace('\0', " ");
-            if text.contains(&self.dir.display().to_string()) && text.contains("containerd-shim-coracle") {
-                let _ = linux::child::send_signal(pid, 9);
-            }
+        for pid in pids_with(&[&self.dir.display().to_string(), SHIM]) {
+            let _ = linux::child::send_signal(pid, 9);
         }
         for dir in self.cgroup_dirs() {
             for child in children(&dir) {
@@ -272,7 +257,7 @@ impl Drop for Host {
         let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
         let own = self.dir.display().to_string();
         for point in mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| point.starts_with(&own)) {
-            let _ = podns::unmount(Path::new(point));
+            let _ = linux::mount::unmount_all(Path::new(point), true);
         }
         let _ = std::fs::remove_dir_all(&self.dir);
     }
