@@ -122,7 +122,6 @@ fn add_bridge_rules(t: &mut Transaction, config: &Config) {
     let cidr = config.pod_cidr;
     let bridge = interface_name(&config.bridge);
     let loopback = Ipv4Addr::new(127, 0, 0, 0);
-    let input = [Expr::InputName { to: REG_0 }, Expr::Equal { from: REG_0, bytes: bridge.clone() }];
     let output = [Expr::OutputName { to: REG_0 }, Expr::Equal { from: REG_0, bytes: bridge.clone() }];
     let translated = [
         Expr::CtStatus { to: REG_0 },
@@ -132,9 +131,11 @@ fn add_bridge_rules(t: &mut Transaction, config: &Config) {
     let from_pods = match_network(IP_SOURCE, cidr.network, cidr.prefix_len, true);
     let to_pods = |equal| match_network(IP_DESTINATION, cidr.network, cidr.prefix_len, equal);
 
-    // route_localnet on the bridge lets answers back to 127.0.0.1; a pod must not reach the host's loopback by it.
+    // route_localnet, which the bridge needs for answers to 127.0.0.1, lets what comes over a link reach the host's loopback (CVE-2020-8558).
+    // Before any translation only a forged packet from outside has such a destination.
+    let over_a_link = [Expr::InputName { to: REG_0 }, Expr::NotEqual { from: REG_0, bytes: interface_name("lo") }];
     t.add_chain("loopback_guard", Some(BaseChain { kind: "filter", hook: Hook::Prerouting, priority: -300 }));
-    t.add_rule("loopback_guard", &[&input[..], &match_network(IP_DESTINATION, loopback, 8, true), &[Expr::Drop]].concat());
+    t.add_rule("loopback_guard", &[&over_a_link[..], &match_network(IP_DESTINATION, loopback, 8, true), &[Expr::Drop]].concat());
 
     let chain = "postrouting";
     t.add_chain(chain, Some(BaseChain { kind: "nat", hook: Hook::Postrouting, priority: 100 }));

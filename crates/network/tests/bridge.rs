@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use network::{Config, Error, Network, PodNetwork, PortMapping, Protocol, netns};
+use testkit::poll::until;
 
 const WAIT: Duration = Duration::from_secs(5);
 
@@ -102,14 +103,6 @@ fn tables() -> Vec<String> {
     linux::nftables::Nftables::open().unwrap().tables(linux::nftables::TableFamily::Ipv4).unwrap()
 }
 
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + WAIT;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn pods_reach_each_other_and_host_ports() {
     on_own_host(|host| {
@@ -145,38 +138,79 @@ fn pods_reach_each_other_and_host_ports() {
     });
 }
 
+fn sh(script: &str) {
+    assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
+}
+
+/// A neighbour of the host: 192.0.2.2, the host being 192.0.2.1 there.
+fn neighbour(host: &Host) -> Utf8PathBuf {
+    let outside = host.path().join("outside");
+    netns::create(&outside).unwrap();
+    // Made from the other side: this host's namespace has no path, but a thread in it has a number.
+    let thread = std::fs::read_link("/proc/thread-self").unwrap();
+    let thread = thread.file_name().unwrap().to_str().unwrap().to_owned();
+    within(&outside, || {
+        sh(&format!("ip link add out0 type veth peer name up0 netns {thread}"));
+        sh("ip addr add 192.0.2.2/24 dev out0; ip link set out0 up");
+    });
+    sh("ip addr add 192.0.2.1/24 dev up0; ip link set up0 up");
+    outside
+}
+
 #[test]
-fn pods_are_masqueraded_outside_and_kept_off_the_host_loopback() {
+fn pods_are_masqueraded_outside() {
     on_own_host(|host| {
         let network = Network::open(host.config()).unwrap();
-        let outside = host.path().join("outside");
-        netns::create(&outside).unwrap();
-        let sh = |script: &str| assert!(Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
-        // Made from the other side: this host's namespace has no path, but a thread in it has a number.
-        let thread = std::fs::read_link("/proc/thread-self").unwrap();
-        let thread = thread.file_name().unwrap().to_str().unwrap().to_owned();
-        within(&outside, || {
-            sh(&format!("ip link add out0 type veth peer name up0 netns {thread}"));
-            sh("ip addr add 192.0.2.2/24 dev out0; ip link set out0 up");
-        });
-        sh("ip addr add 192.0.2.1/24 dev up0; ip link set up0 up");
+        let outside = neighbour(host);
         serve(&outside, 90);
-
         let pod = host.pod("m", &[]);
         network.setup(&pod).unwrap();
         let seen = within(&pod.netns_path, || ask((Ipv4Addr::new(192, 0, 2, 2), 90))).unwrap();
         assert_eq!(seen, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), "masqueraded");
+        netns::remove(&pod.netns_path).unwrap();
+        netns::remove(&outside).unwrap();
+        network.remove_all().unwrap();
+    });
+}
 
-        // A pod that routes 127/8 to the bridge must not reach a service on the host's loopback.
-        let listener = UdpSocket::bind((Ipv4Addr::LOCALHOST, 4444)).unwrap();
-        listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        within(&pod.netns_path, || {
-            std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap();
-            sh("ip route del local 127.0.0.0/8 dev lo table local; ip route del local 127.0.0.1 dev lo table local; \
-                ip route add 127.0.0.0/8 via 10.85.0.1 dev eth0");
-            UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", (Ipv4Addr::LOCALHOST, 4444)).unwrap();
+/// `route_localnet` let pods and neighbours of a host reach what listens on its 127.0.0.1 alone.
+#[test]
+fn cve_2020_8558_the_hosts_loopback_from_outside() {
+    on_own_host(|host| {
+        let network = Network::open(host.config()).unwrap();
+        // Also where other software of the host has set it for all links.
+        std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap();
+        let outside = neighbour(host);
+        let pod = host.pod("m", &[]);
+        network.setup(&pod).unwrap();
+        let attackers = [(&pod.netns_path, "via 10.85.0.1 dev eth0"), (&outside, "via 192.0.2.1 dev out0")];
+        for (place, way) in attackers {
+            within(place, || {
+                std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap();
+                sh("ip route flush table local root 127.0.0.0/8");
+                sh(&format!("ip route add 127.0.0.0/8 {way}"));
+            });
+        }
+        let send = |text: &[u8]| {
+            for (place, _) in attackers {
+                within(place, || UdpSocket::bind("0.0.0.0:0").unwrap().send_to(text, (Ipv4Addr::LOCALHOST, 4444)).unwrap());
+            }
+        };
+        let service = UdpSocket::bind((Ipv4Addr::LOCALHOST, 4444)).unwrap();
+        service.set_nonblocking(true).unwrap();
+        send(b"guarded");
+        // That it is the guard which keeps them off is shown by its end.
+        sh("nft delete chain ip coracle loopback_guard");
+        let mut seen = HashSet::new();
+        until("both reach it without the guard", || {
+            send(b"open");
+            let mut text = [0; 16];
+            while let Ok((length, from)) = service.recv_from(&mut text) {
+                assert_eq!(&text[..length], b"open", "{from} came past the guard");
+                seen.insert(from.ip());
+            }
+            seen.len() == 2
         });
-        assert!(listener.recv(&mut [0; 8]).is_err(), "the guard drops it");
         netns::remove(&pod.netns_path).unwrap();
         netns::remove(&outside).unwrap();
         network.remove_all().unwrap();
