@@ -32,8 +32,8 @@ struct Late {
     path: PathBuf,
     /// Both ends, while there is something unread.
     held: Option<OwnedFd>,
-    /// There was something unread at the last look.
-    unread: bool,
+    /// Something was written: once it is read, somebody was there.
+    written: bool,
 }
 
 /// All that wait.
@@ -60,12 +60,12 @@ impl Late {
     fn settle(&mut self) -> bool {
         if let Some(held) = &self.held {
             if pipes::unread(held).is_ok_and(|bytes| bytes > 0) {
-                self.unread = true;
+                self.written = true;
                 return false;
             }
             self.held = None;
-            if self.unread {
-                // Somebody has read it meanwhile, and finds the end now.
+            if self.written {
+                // Somebody has read it, and finds the end now.
                 return true;
             }
         }
@@ -75,9 +75,9 @@ impl Late {
 }
 
 impl Readers {
-    /// Takes over the FIFO of a stream that is at its end; `fd` has both its ends.
-    pub fn await_reader(&mut self, now: Instant, id: StreamId, path: PathBuf, fd: OwnedFd) {
-        let mut late = Late { id, path, held: Some(fd), unread: false };
+    /// Takes over the FIFO of a stream that is at its end; `fd` has both its ends, and `written` tells whether it got anything.
+    pub fn await_reader(&mut self, now: Instant, id: StreamId, path: PathBuf, fd: OwnedFd, written: bool) {
+        let mut late = Late { id, path, held: Some(fd), written };
         if !late.settle() {
             self.waiting.push(late);
             self.next = Some((now + PAUSE_MIN, PAUSE_MIN));
@@ -143,7 +143,7 @@ mod tests {
         let (fd, late) = open(path).expect("opened");
         assert_eq!(late.as_deref(), Some(path), "nobody reads it yet");
         pipes::write(&fd, written).expect("written");
-        readers.await_reader(Instant::now(), 1, path.to_owned(), fd);
+        readers.await_reader(Instant::now(), 1, path.to_owned(), fd, !written.is_empty());
         assert!(readers.due().is_some());
     }
 
@@ -184,7 +184,7 @@ mod tests {
             pipes::write(&fd, b"said").expect("written");
             let mut readers = Readers::default();
             match late {
-                Some(path) => readers.await_reader(Instant::now(), 1, path, fd),
+                Some(path) => readers.await_reader(Instant::now(), 1, path, fd, true),
                 None => drop(fd),
             }
             let deadline = Instant::now() + Duration::from_secs(60);
@@ -196,6 +196,21 @@ mod tests {
             assert_eq!(client.join().expect("joined").expect("read"), b"said");
             std::fs::remove_file(path).expect("removed");
         }
+    }
+
+    #[test]
+    fn who_has_read_all_before_the_end_is_not_waited_for() {
+        let path = fifo("swift");
+        let (fd, late) = open(&path).expect("opened");
+        pipes::write(&fd, b"said").expect("written");
+        let mut client = std::fs::File::open(&path).expect("opened");
+        let mut read = [0; 4];
+        client.read_exact(&mut read).expect("read");
+        drop(client);
+        let mut readers = Readers::default();
+        readers.await_reader(Instant::now(), 1, late.expect("nobody read it"), fd, true);
+        assert_eq!((read, readers.due()), (*b"said", None));
+        std::fs::remove_file(path).expect("removed");
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct Pump {
     keep: Option<OwnedFd>,
     /// The client's FIFO behind `dst`, if nobody read it when the copying began.
     late: Option<PathBuf>,
+    /// Something was written to `dst`.
+    written: bool,
 }
 
 /// A container's output on its way to the log.
@@ -189,7 +191,8 @@ impl Streams {
         let token = self.token_base | u64::from(id);
         epoll.add(&src, token, Interest::READ_EDGE)?;
         self.watch_sink(epoll, &dst, id)?;
-        self.streams.insert(id, Stream::Pump(Pump { src: Some(src), dst, carry: Vec::new(), told: false, keep, late: None }));
+        self.streams
+            .insert(id, Stream::Pump(Pump { src: Some(src), dst, carry: Vec::new(), told: false, keep, late: None, written: false }));
         Ok(id)
     }
 
@@ -327,10 +330,10 @@ impl Streams {
             Progress::Ended => {
                 match self.streams.remove(&id) {
                     Some(Stream::Log(stream)) => self.leave_attached(epoll, stream.attached),
-                    Some(Stream::Pump(Pump { late: Some(path), dst, .. })) => {
+                    Some(Stream::Pump(Pump { late: Some(path), dst, written, .. })) => {
                         // Not watched any more, for its copy is kept.
                         let _ = epoll.delete(&dst);
-                        self.readers.await_reader(Instant::now(), id, path, dst);
+                        self.readers.await_reader(Instant::now(), id, path, dst, written);
                     }
                     _ => {}
                 }
@@ -344,7 +347,7 @@ impl Streams {
         for reader in attached.into_iter().filter(|reader| !reader.pending.is_empty()) {
             let id = self.id();
             if epoll.delete(&reader.fd).is_ok() && self.watch_sink(epoll, &reader.fd, id).is_ok() {
-                let pump = Pump { src: None, dst: reader.fd, carry: reader.pending, told: true, keep: None, late: None };
+                let pump = Pump { src: None, dst: reader.fd, carry: reader.pending, told: true, keep: None, late: None, written: false };
                 self.streams.insert(id, Stream::Pump(pump));
             }
         }
@@ -365,7 +368,10 @@ impl Pump {
         for _ in 0..ROUNDS_MAX {
             while !self.carry.is_empty() {
                 match pipes::write(&self.dst, &self.carry) {
-                    Ok(bytes) => drop(self.carry.drain(..bytes)),
+                    Ok(bytes) => {
+                        self.written |= bytes > 0;
+                        self.carry.drain(..bytes);
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Waiting,
                     Err(_) => return Progress::Ended,
                 }
