@@ -33,6 +33,12 @@ impl Release {
         Some(Release { folder: folder.parent()?.to_owned(), runc, configuration: ConfigVersion::Two })
     }
 
+    /// containerd 1.7 with the runc of 2.x, built by Go.
+    pub fn v1_7() -> Option<Release> {
+        let (containerd, runc) = (crate::peer("containerd-1.7/containerd")?, crate::peer("runc")?);
+        Some(Release { folder: containerd.parent()?.to_owned(), runc, configuration: ConfigVersion::Two })
+    }
+
     /// containerd 2.x with its runc, built by Go.
     pub fn v2() -> Option<Release> {
         let (containerd, runc) = (crate::peer("containerd")?, crate::peer("runc")?);
@@ -181,18 +187,8 @@ impl<'a> Containerd<'a> {
     /// # Errors
     /// When cgroups cannot be found.
     pub fn processes(&self) -> Result<Vec<(String, String)>> {
-        let mut found = std::collections::BTreeMap::new();
-        for (_, group) in self.groups()? {
-            let mut below = vec![group];
-            while let Some(group) = below.pop() {
-                let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-                found.extend(processes.lines().map(|pid| (pid.to_owned(), pid.parse().map(command_line).unwrap_or_default())));
-                let entries = fs::read_dir(&group).into_iter().flatten().flatten();
-                below.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
-            }
-        }
-        found.remove(&self.daemon.id().to_string());
-        Ok(found.into_iter().collect())
+        let own = self.daemon.id().to_string();
+        Ok(processes(&self.host.cgroup)?.into_iter().filter(|(pid, _)| *pid != own).collect())
     }
 
     /// A command line of this release's `ctr`.
@@ -247,7 +243,7 @@ impl<'a> Containerd<'a> {
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").context("failed to read mountinfo")?;
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
         left.extend(points.filter(|point| point.starts_with(&self.folder.display().to_string())).map(str::to_owned));
-        for (_, group) in self.groups()? {
+        for group in groups(&self.host.cgroup)? {
             let below = fs::read_dir(&group).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
             left.extend(below.map(|entry| entry.path().display().to_string()));
             let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
@@ -255,11 +251,6 @@ impl<'a> Containerd<'a> {
             left.extend(others.map(|pid| format!("{pid} {}", pid.parse().map(command_line).unwrap_or_default())));
         }
         Ok(left)
-    }
-
-    fn groups(&self) -> Result<Vec<(Vec<String>, PathBuf)>> {
-        let host = linux::cgroup::Host::detect().context("failed to look for cgroups")?;
-        Ok(linux::cgroup::Cgroup::new(&host, Path::new(&self.host.cgroup)).directories())
     }
 
     fn expect_nothing_left(&self) -> Result<()> {
@@ -282,4 +273,29 @@ impl<'a> Containerd<'a> {
         let handlers = self.config.cri.iter().flat_map(|cri| &cri.handlers);
         handlers.map(|handler| handler.name).filter(|name| *name != "runc")
     }
+}
+
+/// The folders of a cgroup, in each hierarchy.
+///
+/// # Errors
+/// When cgroups cannot be found.
+pub fn groups(cgroup: &str) -> Result<Vec<PathBuf>> {
+    let host = linux::cgroup::Host::detect().context("failed to look for cgroups")?;
+    Ok(linux::cgroup::Cgroup::new(&host, Path::new(cgroup)).directories().into_iter().map(|(_, group)| group).collect())
+}
+
+/// The pids of the processes of a cgroup and those below, with their command lines.
+///
+/// # Errors
+/// When cgroups cannot be found.
+pub fn processes(cgroup: &str) -> Result<Vec<(String, String)>> {
+    let mut found = std::collections::BTreeMap::new();
+    let mut below = groups(cgroup)?;
+    while let Some(group) = below.pop() {
+        let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        found.extend(processes.lines().map(|pid| (pid.to_owned(), pid.parse().map(command_line).unwrap_or_default())));
+        let entries = fs::read_dir(&group).into_iter().flatten().flatten();
+        below.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    }
+    Ok(found.into_iter().collect())
 }

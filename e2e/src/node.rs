@@ -93,6 +93,36 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
+    /// Ends the server that was started last by SIGKILL.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_server(&mut self) -> Result<()> {
+        let mut server = self.servers.pop().context("no server runs")?;
+        server.kill().context("failed to kill a server")?;
+        server.wait().map(drop).context("failed to wait for a server")
+    }
+
+    /// A command line of `crictl` on our server.
+    ///
+    /// # Errors
+    /// When there is no crictl.
+    pub fn crictl_command(&self, words: &[&str]) -> Result<Command> {
+        let endpoint = format!("unix://{}", self.socket().display());
+        let mut command = Command::new(crate::peer("crictl").context("CORACLE_PEERS has no crictl")?);
+        command.args(["--config", "/dev/null", "--timeout", "120s", "-r", &endpoint, "-i", &endpoint]).args(words).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Runs `crictl` on our server; a failure is an error with all that it said.
+    ///
+    /// # Errors
+    /// When there is no crictl, or it fails.
+    pub fn crictl(&self, words: &[&str]) -> Result<String> {
+        let output = self.crictl_command(words)?.output().context("failed to run crictl")?;
+        Ok(testkit::host::checked(output).with_context(|| format!("crictl {}", words.join(" ")))?.trim().to_owned())
+    }
+
     /// A folder for the files of the test.
     pub fn folder(&self) -> &Path {
         self.folder

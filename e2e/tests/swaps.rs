@@ -196,6 +196,17 @@ fn containerd_1_6_with_our_parts() -> Result<()> {
 }
 
 #[test]
+fn containerd_1_7_with_our_parts() -> Result<()> {
+    match Release::v1_7() {
+        Some(release) => rows("containerd_1_7_with_our_parts", &release),
+        None => {
+            skip("containerd_1_7_with_our_parts", "CORACLE_PEERS has no containerd-1.7 and runc");
+            Ok(())
+        }
+    }
+}
+
+#[test]
 fn containerd_2_with_our_parts() -> Result<()> {
     match Release::v2() {
         Some(release) => rows("containerd_2_with_our_parts", &release),

@@ -136,6 +136,7 @@ const INSTALLED: &[Installed] = &[
     Installed { program: "ctr", module: "github.com/containerd/containerd/v2/cmd/ctr", version: "v2.4.2", tags: CONTAINERD_TAGS },
 ];
 
+const CONTAINERD_1_7: &str = "v1.7.29";
 const KUBERNETES: &str = "v1.37.2";
 const STAGING: &str = "v0.37.2";
 const ETCD: &str = "v3.7.3";
@@ -203,6 +204,9 @@ fn peers(host: &mut Host) -> Result<PathBuf> {
         };
         keep(host, &directory, peer.program, peer.version, build);
     }
+    for program in ["containerd", "containerd-shim-runc-v2", "ctr"] {
+        keep(host, &directory, &format!("containerd-1.7/{program}"), CONTAINERD_1_7, |to| containerd_1_7(program, to));
+    }
     keep(host, &directory, "etcd", ETCD, etcd);
     if host.apt {
         keep(host, &directory, "etcd-debian", "etcd-server", debian_etcd);
@@ -251,6 +255,17 @@ fn go_build(step: &str, directory: &Path, arguments: &[&str], to: &Path, package
     let mut command = go(arguments);
     command.arg("-o").arg(to).arg(package).current_dir(directory).env("GONOSUMDB", "sigs.k8s.io/cri-tools");
     sh::run(step, &mut command)
+}
+
+/// A program of containerd 1.7, whose `exclude` keeps it from being installed by name.
+fn containerd_1_7(program: &str, to: &Path) -> Result<()> {
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("failed to create {}", folder.display()))?;
+    }
+    let directory = scratch("containerd-1.7", &format!("require github.com/containerd/containerd {CONTAINERD_1_7}\n"))?;
+    let package = format!("github.com/containerd/containerd/cmd/{program}");
+    let arguments = ["build", "-ldflags", "-s -w", "-tags", CONTAINERD_TAGS];
+    go_build(&format!("build {program} {CONTAINERD_1_7}"), &directory, &arguments, to, &package)
 }
 
 fn etcd(to: &Path) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::sh;
 /// The rows; an arrow falls to a lower row and never runs along one.
 const ROWS: [&[&str]; 4] = [
     &["apimachinery", "protocols", "linux", "remotecommand"],
-    &["client", "store", "image-store", "oci-runtime", "network"],
+    &["client", "store", "cri-log", "image-store", "oci-runtime", "network"],
     &["apiserver", "controller-manager", "scheduler", "kubelet", "kube-proxy", "cri-server", "shim"],
     &["coracle"],
 ];
@@ -22,12 +22,12 @@ const ROWS: [&[&str]; 4] = [
 const BESIDE: [&str; 3] = ["testkit", "e2e", "xtask"];
 
 /// The crates under CRI: none of them knows a Kubernetes object.
-const UNDER_CRI: [&str; 5] = ["cri-server", "shim", "oci-runtime", "network", "image-store"];
+const UNDER_CRI: [&str; 6] = ["cri-server", "shim", "cri-log", "oci-runtime", "network", "image-store"];
 /// What knows Kubernetes objects.
 const KUBERNETES: [&str; 4] = ["apimachinery", "client", "kube", "k8s-openapi"];
 
 /// The crates whose executables run once per pod: no async runtime.
-const PER_POD: [&str; 4] = ["shim", "oci-runtime", "linux", "network"];
+const PER_POD: [&str; 5] = ["shim", "cri-log", "oci-runtime", "linux", "network"];
 /// Async runtimes.
 const ASYNC: [&str; 3] = ["tokio", "async-std", "smol"];
 

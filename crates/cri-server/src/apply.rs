@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use protocols::cri::v1::{ContainerConfig, PodSandboxConfig};
-use protocols::shim::sandbox::v1::STATE_READY;
 use protocols::shim::task::Status;
 
 use crate::error::{Error, Result};
+use crate::handler::Sandboxer;
 use crate::plan::{ContainerAction, Found, Plan, SandboxAction, ShimSeen, TaskSeen, plan};
 use crate::record::{self, ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::sandbox::remove_dir;
@@ -53,7 +53,8 @@ impl Server {
         let dir = self.sandbox_dir(&record.id);
         let config: PodSandboxConfig =
             record.config.decode().ok_or_else(|| Error::Record { path: dir.clone(), reason: "its config is not CRI's".to_owned() })?;
-        let sandbox = Arc::new(Sandbox::new(record, config, dir));
+        let handler = self.handlers.restored(&record.handler);
+        let sandbox = Arc::new(Sandbox::new(record, config, handler, dir));
         self.registry(|registry| {
             registry.reserve(&sandbox.name, &sandbox.id)?;
             registry.add_sandbox(Arc::clone(&sandbox));
@@ -86,11 +87,12 @@ impl Server {
             return None;
         }
         let started = record.shim.clone()?;
-        match Shim::connect(&started).await {
+        let sandboxer = sandbox.handler.sandboxer;
+        match Shim::connect(&started, sandboxer).await {
             Ok(shim) => {
                 sandbox.link.send_replace(Link::Up(shim));
             }
-            Err(error) if record.phase == SandboxPhase::Ready => {
+            Err(error) if record.phase == SandboxPhase::Ready && sandboxer == Sandboxer::Shim => {
                 tracing::warn!(sandbox_id = record.id, %error, "the shim does not answer, another is started in its place");
                 if let Err(error) = self.adopt(sandbox).await {
                     tracing::error!(sandbox_id = record.id, error = error.chain(), "no shim takes the sandbox over");
@@ -105,7 +107,7 @@ impl Server {
         }
         let shim = sandbox.shim()?;
         match shim.sandbox_status(&record.id).await {
-            Ok(status) => Some(ShimSeen::Alive { ready: status.state == STATE_READY, pid: status.pid }),
+            Ok(status) => Some(ShimSeen::Alive { ready: status.ready, pid: status.pid }),
             Err(error) => {
                 tracing::warn!(sandbox_id = record.id, %error, "the shim does not know its sandbox");
                 Some(ShimSeen::Alive { ready: false, pid: 0 })
@@ -118,9 +120,9 @@ impl Server {
         if !sandbox.bundle().is_dir() {
             return;
         }
-        let found = match self.launcher.start(&sandbox.id, &sandbox.bundle()).await {
+        let found = match self.launcher.start(&sandbox.handler, &sandbox.id, &sandbox.bundle()).await {
             Ok(started) => {
-                let shim = Shim::connect(&started).await;
+                let shim = Shim::connect(&started, sandbox.handler.sandboxer).await;
                 sandbox.change(|facts| facts.shim = Some(started));
                 shim.map_err(Error::shim("connect to the shim of", &sandbox.id))
             }
@@ -217,12 +219,15 @@ impl Server {
         match action {
             ContainerAction::Keep => Ok(()),
             ContainerAction::DeleteTask => {
+                self.resume_output(&container).await;
                 self.delete_task(&container).await;
+                self.finish_output(&container).await;
                 Ok(())
             }
             ContainerAction::Watch { pid } => {
                 container.state.send_replace(ContainerState::Running { pid, started_at });
                 self.save_container(&container)?;
+                self.resume_output(&container).await;
                 self.watch_container(&container);
                 Ok(())
             }
@@ -236,9 +241,11 @@ impl Server {
                     Some((0, _)) => "Completed",
                     Some(_) => "Error",
                 };
+                self.resume_output(&container).await;
                 self.end(&container, Ended { started_at, finished_at, exit_code, reason: reason.to_owned(), message: String::new() });
                 // Only now, for the shim forgets the exit with the task.
                 self.delete_task(&container).await;
+                self.finish_output(&container).await;
                 Ok(())
             }
             ContainerAction::NotStarted => {

@@ -43,6 +43,9 @@ pub struct Config {
     /// An OCI runtime with runc's command line, in place of the shim's built-in one.
     #[arg(long, value_name = "PATH")]
     pub runtime_binary: Option<Utf8PathBuf>,
+    /// A TOML file of further runtime handlers, in containerd's words: `[runtimes.NAME]` with `runtime_type` or `runtime_path`, `sandboxer`, `options`.
+    #[arg(long, value_name = "FILE")]
+    pub runtime_config: Option<Utf8PathBuf>,
     /// Cgroup below which the containers of sandboxes without a cgroup parent are put.
     #[arg(long, default_value = "/coracle", value_name = "CGROUP")]
     pub cgroup_root: String,
@@ -107,16 +110,17 @@ impl Config {
         }
         let beside = std::env::current_exe().ok().and_then(|path| Utf8PathBuf::from_path_buf(path).ok());
         let beside = beside.and_then(|path| path.parent().map(|dir| dir.join(SHIM_NAME)));
-        let path = std::env::var("PATH").unwrap_or_default();
-        beside
-            .into_iter()
-            .chain(path.split(':').filter(|dir| !dir.is_empty()).map(|dir| Utf8Path::new(dir).join(SHIM_NAME)))
-            .find(|candidate| candidate.is_file())
-            .ok_or_else(|| Error::Config {
-                flag: "--shim",
-                reason: format!("no {SHIM_NAME} beside this executable or in PATH; install it there or give its path"),
-            })
+        beside.filter(|candidate| candidate.is_file()).or_else(|| in_path(Utf8Path::new(SHIM_NAME))).ok_or_else(|| Error::Config {
+            flag: "--shim",
+            reason: format!("no {SHIM_NAME} beside this executable or in PATH; install it there or give its path"),
+        })
     }
+}
+
+/// The program of this name in PATH.
+pub fn in_path(name: &Utf8Path) -> Option<Utf8PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':').filter(|dir| !dir.is_empty()).map(|dir| Utf8Path::new(dir).join(name)).find(|candidate| candidate.is_file())
 }
 
 /// 107 bytes less `/s/` and the 32 hexadecimal digits of our shim's name, with some room.

@@ -103,7 +103,7 @@ impl Server {
             requested => requested,
         };
         let dir = self.container_dir(id);
-        let bundle = dir.join("bundle");
+        let bundle = dir.join(id);
         fs::create_dir_all(bundle.join("rootfs")).map_err(Error::io("make directory", bundle.join("rootfs")))?;
         let mounts = self.images.prepare_snapshot(id, &image).await?;
         let users = self.user_files(&image.id, &mounts, &dir).await?;
@@ -294,6 +294,7 @@ impl Server {
             if let Err(error) = shim.delete(&container.id, "").await {
                 tracing::warn!(container_id = container.id, %error, "failed to delete what was created of it");
             }
+            self.finish_output(container).await;
             self.end(container, failed_start(&error));
             return Err(error);
         }
@@ -305,7 +306,7 @@ impl Server {
 
     async fn start_task(self: &Arc<Self>, container: &Arc<Container>, shim: &Arc<Shim>) -> Result<()> {
         let id = &container.id;
-        let request = self.task_request(container)?;
+        let request = self.task_request(container, shim).await?;
         shim.create(&request).await.map_err(Error::shim("create container", id))?;
         let pid = shim.start(id, "").await.map_err(Error::shim("start container", id))?;
         container.state.send_replace(ContainerState::Running { pid, started_at: host::now() });
@@ -314,36 +315,24 @@ impl Server {
         Ok(())
     }
 
-    fn task_request(&self, container: &Container) -> Result<CreateTaskRequest> {
+    async fn task_request(&self, container: &Container, shim: &Shim) -> Result<CreateTaskRequest> {
         let path = container.dir.join(ROOTFS_FILE);
         let text = fs::read(&path).map_err(Error::io("read", &path))?;
         let mounts: Vec<RootfsMount> =
             serde_json::from_slice(&text).map_err(|error| Error::Record { path: path.clone(), reason: error.to_string() })?;
         let rootfs =
             mounts.into_iter().map(|mount| Mount { r#type: mount.kind, source: mount.source, options: mount.options, ..Mount::default() });
-        let log = if container.log_path.is_empty() { "/dev/null" } else { &container.log_path };
-        if let Some(parent) = Path::new(log).parent() {
-            fs::create_dir_all(parent).map_err(Error::io("make directory", log))?;
-        }
-        let output = format!("cri-log://{log}");
-        let stdin = if container.config.stdin {
-            let io = container.dir.join("io");
-            fs::create_dir_all(&io).map_err(Error::io("make directory", &io))?;
-            let path = io.join("stdin");
-            linux::pipes::make_fifo(path.as_std_path(), 0o600).map_err(Error::io("make FIFO", &path))?;
-            path.into_string()
-        } else {
-            String::new()
-        };
+        let handler = self.registry(|registry| registry.sandbox(&container.sandbox_id))?.handler.clone();
+        let stdio = self.open_stdio(container, shim).await?;
         Ok(CreateTaskRequest {
             id: container.id.clone(),
             bundle: container.bundle().into_string(),
             rootfs: rootfs.collect(),
             terminal: container.config.tty,
-            stdin,
-            stderr: if container.config.tty { String::new() } else { output.clone() },
-            stdout: output,
-            options: Some(self.launcher.options()),
+            stdin: stdio.stdin,
+            stdout: stdio.stdout,
+            stderr: stdio.stderr,
+            options: self.launcher.options(&handler),
             ..CreateTaskRequest::default()
         })
     }
@@ -404,6 +393,7 @@ impl Server {
         {
             tracing::warn!(container_id = container.id, %error, "failed to delete a container that has ended");
         }
+        self.finish_output(container).await;
         self.end(container, ended);
         tracing::info!(container_id = container.id, container = container.name, exit_code, reason, "container ended");
         self.emit(ContainerEventType::ContainerStoppedEvent, &container.id, &container.sandbox_id);
@@ -556,7 +546,11 @@ pub fn read_spec(path: &Utf8Path) -> Result<Spec> {
     serde_json::from_slice(&text).map_err(|error| Error::Record { path: path.to_owned(), reason: error.to_string() })
 }
 
-fn write_json(path: &Utf8Path, value: &impl serde::Serialize) -> Result<()> {
+/// Writes a file of JSON.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_json(path: &Utf8Path, value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_vec(value).map_err(|error| Error::Record { path: path.to_owned(), reason: error.to_string() })?;
     fs::write(path, text).map_err(Error::io("write", path))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use protocols::cri::v1::{ExecSyncRequest, ExecSyncResponse};
 use protocols::shim::task::v3::ExecProcessRequest;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,7 @@ use crate::server::Server;
 use crate::shim::Shim;
 use crate::spec::signal::SIGKILL;
 use crate::state::{Container, ContainerState, lock};
+use crate::stdio::box_reader;
 
 /// Output of ExecSync beyond this is thrown away, in bytes of each stream, as containerd's.
 const OUTPUT_BYTES_MAX: usize = 16 << 20;
@@ -35,12 +36,15 @@ pub struct Streams {
     pub tty: bool,
 }
 
+/// The end of an output stream that is read here.
+pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
+
 /// Our ends of a process' streams.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Ends {
     pub stdin: Option<pipe::Sender>,
-    pub stdout: Option<pipe::Receiver>,
-    pub stderr: Option<pipe::Receiver>,
+    pub stdout: Option<Reader>,
+    pub stderr: Option<Reader>,
 }
 
 /// FIFOs in a directory of their own, which is removed with them.
@@ -77,11 +81,12 @@ impl Fifos {
     }
 
     fn open(&self) -> Result<Ends> {
-        let reader = |path: &String| -> Result<Option<pipe::Receiver>> {
+        let reader = |path: &String| -> Result<Option<Reader>> {
             if path.is_empty() {
                 return Ok(None);
             }
-            pipe::OpenOptions::new().open_receiver(path).map(Some).map_err(Error::io("open", path))
+            let opened = pipe::OpenOptions::new().open_receiver(path).map_err(Error::io("open", path))?;
+            Ok(Some(box_reader(opened)))
         };
         let stdin = if self.stdin.is_empty() {
             None
@@ -236,7 +241,7 @@ struct Collector {
 }
 
 impl Collector {
-    fn of(pipe: Option<pipe::Receiver>) -> Self {
+    fn of(pipe: Option<Reader>) -> Self {
         let kept = Arc::default();
         Self { reader: tokio::spawn(collect(pipe, Arc::clone(&kept))), kept }
     }
@@ -254,7 +259,7 @@ impl Drop for Collector {
     }
 }
 
-async fn collect(pipe: Option<pipe::Receiver>, kept: Arc<Mutex<Vec<u8>>>) {
+async fn collect(pipe: Option<Reader>, kept: Arc<Mutex<Vec<u8>>>) {
     let Some(mut pipe) = pipe else { return };
     let mut buffer = vec![0; 32 * 1024];
     while let Ok(count) = pipe.read(&mut buffer).await {

@@ -56,7 +56,6 @@ pub fn status(server: &Server, verbose: bool, runtime: Option<Error>, network: R
     let network_name = network.as_ref().ok().map(|status| status.network.clone());
     let runtime_message = runtime.map(|error| error.chain());
     let network_message = network.err().map(|error| error_chain(&error));
-    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: server.host.recursive_read_only, user_namespaces: false };
     let mut response = StatusResponse {
         status: Some(RuntimeStatus {
             conditions: vec![
@@ -64,7 +63,7 @@ pub fn status(server: &Server, verbose: bool, runtime: Option<Error>, network: R
                 condition("NetworkReady", "NetworkPluginNotReady", network_message),
             ],
         }),
-        runtime_handlers: vec![RuntimeHandler { name: String::new(), features: Some(features) }],
+        runtime_handlers: runtime_handlers(server),
         features: Some(RuntimeFeatures { supplemental_groups_policy: true, ..RuntimeFeatures::default() }),
         ..StatusResponse::default()
     };
@@ -75,8 +74,7 @@ pub fn status(server: &Server, verbose: bool, runtime: Option<Error>, network: R
             "state": config.state,
             "podCIDR": config.pod_cidr,
             "network": network_name,
-            "shim": server.launcher.shim,
-            "runtimeBinary": config.runtime_binary,
+            "runtimes": server.handlers.all().map(|handler| (handler.name.clone(), json!(handler))).collect::<serde_json::Map<_, _>>(),
             "cgroupV2": server.host.cgroup_v2,
             "swapAccounting": server.host.swap_accounting,
             "streamServer": server.stream_url,
@@ -84,6 +82,13 @@ pub fn status(server: &Server, verbose: bool, runtime: Option<Error>, network: R
         response.info.insert("config".to_owned(), text.to_string());
     }
     response
+}
+
+/// The empty name is the default's.
+fn runtime_handlers(server: &Server) -> Vec<RuntimeHandler> {
+    let features = RuntimeHandlerFeatures { recursive_read_only_mounts: server.host.recursive_read_only, user_namespaces: false };
+    let names = std::iter::once("").chain(server.handlers.all().map(|handler| handler.name.as_str()));
+    names.map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) }).collect()
 }
 
 fn error_chain(error: &dyn std::error::Error) -> String {

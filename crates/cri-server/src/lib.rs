@@ -23,6 +23,7 @@ mod config;
 mod container;
 mod error;
 mod exec;
+mod handler;
 mod host;
 mod image_service;
 mod images;
@@ -30,6 +31,7 @@ mod info;
 mod oci;
 mod plan;
 mod portforward;
+mod pump;
 mod record;
 mod sandbox;
 mod server;
@@ -39,6 +41,7 @@ mod spec;
 mod state;
 mod stats;
 mod status;
+mod stdio;
 mod streaming;
 mod volumes;
 
@@ -59,6 +62,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Result;
+use crate::handler::Handlers;
 use crate::host::kernel;
 use crate::images::Images;
 use crate::server::{Engines, Server};
@@ -79,6 +83,7 @@ const OOMS_MAX: usize = 64;
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     config.validate()?;
     let shim = config.find_shim()?;
+    let handlers = Handlers::load(&config, &shim)?;
     let _lock = lock_state(&config.state)?;
     let listener = listen(&config.address)?;
     let address = SocketAddr::new(config.stream_server_address, config.stream_server_port);
@@ -86,7 +91,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<()> {
     let streams = TcpListener::bind(address).await.map_err(failed)?;
     let stream_url = format!("http://{}", streams.local_addr().map_err(failed)?);
     // Requests in flight are allowed to end after `cancel`; shims' watchers and streams are not waited for.
-    let server = Arc::new(open(config, shim, stream_url, cancel.clone()).await?);
+    let server = Arc::new(open(config, shim, handlers, stream_url, cancel.clone()).await?);
     let background = serve_background(&server, streams)?;
     server.launcher.ensure_keeper().await?;
     server.reconcile().await?;
@@ -124,11 +129,12 @@ pub async fn down(config: Config) -> Result<()> {
         return Ok(());
     }
     let shim = config.find_shim()?;
+    let handlers = Handlers::load(&config, &shim)?;
     let _lock = lock_state(&config.state)?;
     let state = config.state.clone();
     let cancel = CancellationToken::new();
     let _end = cancel.clone().drop_guard();
-    let server = Arc::new(open(config, shim, String::new(), cancel).await?);
+    let server = Arc::new(open(config, shim, handlers, String::new(), cancel).await?);
     let mut failures = Vec::new();
     failures.extend(server.reconcile().await.err());
     for sandbox in server.registry(|registry| registry.sandboxes()) {
@@ -201,7 +207,13 @@ fn listen(address: &Utf8Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-async fn open(config: Config, shim: camino::Utf8PathBuf, stream_url: String, cancel: CancellationToken) -> Result<Server> {
+async fn open(
+    config: Config,
+    shim: camino::Utf8PathBuf,
+    handlers: Handlers,
+    stream_url: String,
+    cancel: CancellationToken,
+) -> Result<Server> {
     let bad = |flag: &'static str| move |error: network::Error| Error::Config { flag, reason: error.to_string() };
     let network_config = network::Config {
         bridge: config.bridge.clone(),
@@ -226,8 +238,8 @@ async fn open(config: Config, shim: camino::Utf8PathBuf, stream_url: String, can
         .await
         .map_err(|_| Error::ShuttingDown)?
         .map_err(|source| Error::Network { act: "open the networks", id: "all".to_owned(), source: Box::new(source) })?;
-    let launcher = Launcher::new(shim, config.runtime_binary.clone(), &config.address, &config.state);
-    let engines = Engines { images: Images::new(Arc::new(store)), network: Arc::new(network), launcher, stream_url };
+    let launcher = Launcher::new(shim, &config.address, &config.state);
+    let engines = Engines { images: Images::new(Arc::new(store)), network: Arc::new(network), launcher, handlers, stream_url };
     Server::new(config, engines, cancel)
 }
 

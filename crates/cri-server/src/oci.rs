@@ -14,6 +14,8 @@ pub struct Spec {
     pub oci_version: String,
     pub process: Process,
     pub root: Root,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -92,6 +94,8 @@ pub struct Linux {
     pub devices: Vec<Device>,
     pub cgroups_path: String,
     pub resources: Resources,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctl: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub rootfs_propagation: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -159,6 +159,7 @@ mod tests {
             phase,
             config: Encoded::default(),
             runtime_handler: String::new(),
+            handler: crate::handler::Handler::default(),
             created_at: 0,
             netns: None,
             ips: Vec::new(),

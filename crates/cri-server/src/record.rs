@@ -10,6 +10,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::handler::Handler;
 use crate::oci::{Resources, User};
 use crate::shim::StartedShim;
 
@@ -38,7 +39,9 @@ pub struct SandboxRecord {
     pub phase: SandboxPhase,
     /// CRI's PodSandboxConfig.
     pub config: Encoded,
+    /// As the pod names it.
     pub runtime_handler: String,
+    pub handler: Handler,
     /// Nanoseconds since 1970.
     pub created_at: i64,
     /// Absent on the host's network.
@@ -178,6 +181,7 @@ mod tests {
             phase: SandboxPhase::Ready,
             config: Encoded::of(&PodSandboxConfig { hostname: "h".into(), ..PodSandboxConfig::default() }),
             runtime_handler: String::new(),
+            handler: Handler::default(),
             created_at: 1,
             netns: None,
             ips: vec!["10.85.0.2".into()],

@@ -12,20 +12,18 @@ use protocols::cri::v1::{
     ContainerEventType, DnsConfig, NamespaceMode, PodSandboxConfig, PortMapping as CriPortMapping, Protocol as CriProtocol,
     RunPodSandboxRequest,
 };
-use protocols::shim::pod;
-use protocols::shim::sandbox::v1::CreateSandboxRequest;
 
-use crate::container::creation_key;
+use crate::container::{creation_key, write_json};
 use crate::error::{Error, Result};
+use crate::handler::Sandboxer;
+use crate::host;
 use crate::record::{Encoded, SandboxPhase, SandboxRecord, VERSION};
 use crate::server::{Server, Span, pod_uid};
-use crate::shim::{Shim, StartedShim};
+use crate::shim::{PodRequest, Shim, StartedShim};
+use crate::spec::pause::{self, PauseFacts};
 use crate::spec::{check_namespaces, sandbox_namespaces};
 use crate::state::{Link, Sandbox};
-use crate::{host, shim};
 
-/// How long StopSandbox lets the pod's own process (the pause process, if there is one) go by itself.
-const STOP_GRACE: Duration = Duration::ZERO;
 /// How long a shim may take to end after it said that it would.
 const SHIM_EXIT: Duration = Duration::from_secs(10);
 
@@ -35,9 +33,6 @@ fn check(request: &RunPodSandboxRequest) -> Result<PodSandboxConfig> {
     let metadata = config.metadata.as_ref().ok_or_else(|| Error::Invalid("config.metadata is missing".to_owned()))?;
     if metadata.name.is_empty() || metadata.uid.is_empty() {
         return Err(Error::Invalid("config.metadata needs a name and a uid".to_owned()));
-    }
-    if !request.runtime_handler.is_empty() {
-        return Err(Error::Invalid(format!("no runtime for {:?} is configured", request.runtime_handler)));
     }
     let linux = config.linux.clone().unwrap_or_default();
     if linux.cgroup_parent.ends_with(".slice") {
@@ -135,6 +130,7 @@ impl Server {
     /// [`Error`] of the step that failed.
     pub async fn run_pod_sandbox(self: &Arc<Self>, request: RunPodSandboxRequest) -> Result<String> {
         let config = check(&request)?;
+        let handler = self.handlers.get(&request.runtime_handler)?.clone();
         let id = host::new_id()?;
         let record = SandboxRecord {
             version: VERSION,
@@ -143,13 +139,14 @@ impl Server {
             phase: SandboxPhase::Creating,
             config: Encoded::of(&config),
             runtime_handler: request.runtime_handler,
+            handler: handler.clone(),
             created_at: host::now(),
             netns: (!is_host_network(&config)).then(|| self.netns_path(&id)),
             ips: Vec::new(),
             pid: 0,
             shim: None,
         };
-        let sandbox = Arc::new(Sandbox::new(&record, config, self.sandbox_dir(&id)));
+        let sandbox = Arc::new(Sandbox::new(&record, config, handler, self.sandbox_dir(&id)));
         self.registry(|registry| registry.reserve(&sandbox.name, &id))?;
         let server = Arc::clone(self);
         self.finish(async move {
@@ -215,7 +212,29 @@ impl Server {
             network::netns::create(netns)
                 .map_err(|error| Error::Serve { endpoint: format!("the network namespace {netns}"), source: error.into() })?;
         }
-        Ok(())
+        match sandbox.handler.sandboxer {
+            Sandboxer::Shim => Ok(()),
+            Sandboxer::PodSandbox => self.make_pause_bundle(sandbox),
+        }
+    }
+
+    /// The bundle of the pause container, and the file that containerd's shims log to.
+    fn make_pause_bundle(&self, sandbox: &Sandbox) -> Result<()> {
+        let bundle = sandbox.bundle();
+        let spec = pause::spec(&PauseFacts {
+            id: &sandbox.id,
+            config: &sandbox.config,
+            executable: self.launcher.shim.as_str(),
+            netns: sandbox.netns.as_deref().map(Utf8Path::as_str),
+            host: &self.host,
+            cgroup_root: &self.config.cgroup_root,
+        });
+        let rootfs = bundle.join("rootfs");
+        fs::create_dir_all(&rootfs).map_err(Error::io("make directory", &rootfs))?;
+        // A FIFO would need a reader, which this server cannot be all the time.
+        let log = bundle.join("log");
+        fs::write(&log, "").map_err(Error::io("write", &log))?;
+        write_json(&bundle.join("config.json"), &spec)
     }
 
     async fn attach_network(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<Vec<String>> {
@@ -237,25 +256,19 @@ impl Server {
         let span = Span::begin(pod_uid(&sandbox.config), "cri.RunPodSandbox.shim");
         let id = &sandbox.id;
         let bundle = sandbox.bundle();
-        let started = self.launcher.start(id, &bundle).await?;
+        let started = self.launcher.start(&sandbox.handler, id, &bundle).await?;
         sandbox.change(|facts| facts.shim = Some(started.clone()));
-        let shim = Shim::connect(&started).await.map_err(Error::shim("connect to the shim of", id))?;
+        let shim = Shim::connect(&started, sandbox.handler.sandboxer).await.map_err(Error::shim("connect to the shim of", id))?;
         // What unmakes a sandbox finds the shim here.
         sandbox.link.send_replace(Link::Up(Arc::clone(&shim)));
-        if !shim.is_ours() {
-            return Err(Error::Unimplemented("a shim without the extension coracle.io.v1"));
-        }
-        let options = prost_types::Any { type_url: pod::TYPE_URL.to_owned(), value: sandbox.config.encode_to_vec() };
-        let request = CreateSandboxRequest {
-            sandbox_id: id.clone(),
-            bundle_path: bundle.to_string(),
-            options: Some(options),
-            netns_path: sandbox.netns.as_ref().map(ToString::to_string).unwrap_or_default(),
-            annotations: sandbox.config.annotations.clone().into_iter().collect(),
-            ..CreateSandboxRequest::default()
+        let request = PodRequest {
+            id,
+            bundle: bundle.as_str(),
+            netns: sandbox.netns.as_deref().map_or("", Utf8Path::as_str),
+            config: &sandbox.config,
+            options: self.launcher.options(&sandbox.handler),
         };
-        shim.create_sandbox(&request).await.map_err(Error::shim("create sandbox", id))?;
-        let pid = shim.start_sandbox(id).await.map_err(Error::shim("start sandbox", id))?;
+        let pid = shim.run_sandbox(&request).await.map_err(Error::shim("make sandbox", id))?;
         span.end();
         Ok((shim, started, pid))
     }
@@ -303,6 +316,10 @@ impl Server {
         sandbox.link.send_replace(Link::Lost);
         if !is_clean {
             self.delete_leftovers(sandbox).await?;
+            // `delete` leaves the socket of a shim that was killed.
+            if let Some(shim) = sandbox.facts().shim {
+                let _ = fs::remove_file(shim.socket());
+            }
         }
         sandbox.change(|facts| facts.shim = None);
         Ok(())
@@ -317,7 +334,7 @@ impl Server {
         let bundles = containers.iter().map(|container| (container.id.clone(), container.bundle()));
         for (id, bundle) in bundles.chain([(sandbox.id.clone(), sandbox.bundle())]) {
             if bundle.is_dir() {
-                self.launcher.delete(&id, &bundle).await?;
+                self.launcher.delete(&sandbox.handler, &id, &bundle).await?;
             }
         }
         Ok(())
@@ -370,10 +387,8 @@ impl Server {
             return Ok(());
         }
         let Some(shim) = sandbox.shim() else { return self.delete_leftovers(sandbox).await };
-        match shim.stop_sandbox(&sandbox.id, STOP_GRACE).await {
-            Err(error) if !error.is_not_found() && !error.is_closed() => {
-                Err(Error::Shim { act: "stop sandbox", id: sandbox.id.clone(), source: error })
-            }
+        match shim.stop_sandbox(&sandbox.id).await {
+            Err(error) if !error.is_closed() => Err(Error::Shim { act: "stop sandbox", id: sandbox.id.clone(), source: error }),
             _ => Ok(()),
         }
     }
@@ -462,11 +477,11 @@ impl Server {
         let id = &sandbox.id;
         tracing::warn!(sandbox_id = id, "the connection to the shim is lost");
         let started = sandbox.facts().shim.unwrap_or_default();
-        if let Ok(shim) = Shim::connect(&started).await {
+        if let Ok(shim) = Shim::connect(&started, sandbox.handler.sandboxer).await {
             sandbox.link.send_replace(Link::Up(shim));
             return;
         }
-        if lost.can("adopt") {
+        if lost.adopts() {
             match self.adopt(sandbox).await {
                 Ok(()) => {
                     tracing::info!(sandbox_id = id, "a new shim has taken the sandbox over");
@@ -484,8 +499,8 @@ impl Server {
     /// [`Error::ShimStart`], or [`Error::Shim`] if it does not answer.
     pub async fn adopt(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<()> {
         let id = &sandbox.id;
-        let started = self.launcher.start(id, &sandbox.bundle()).await?;
-        let shim = shim::Shim::connect(&started).await.map_err(Error::shim("connect to the shim of", id))?;
+        let started = self.launcher.start(&sandbox.handler, id, &sandbox.bundle()).await?;
+        let shim = Shim::connect(&started, sandbox.handler.sandboxer).await.map_err(Error::shim("connect to the shim of", id))?;
         let status = match shim.sandbox_status(id).await {
             Ok(status) => status,
             Err(source) => {
@@ -549,7 +564,6 @@ mod tests {
         };
         refused(|request| request.config = None, "config");
         refused(|request| request.config.as_mut().expect("set").metadata = None, "metadata");
-        refused(|request| request.runtime_handler = "kata".into(), "kata");
         refused(
             |request| {
                 request.config.as_mut().expect("set").port_mappings.push(CriPortMapping { host_port: 70000, ..Default::default() });

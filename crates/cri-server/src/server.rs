@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::handler::Handlers;
 use crate::images::Images;
 use crate::shim::Launcher;
 use crate::spec::HostFacts;
@@ -32,6 +33,7 @@ pub struct Server {
     pub images: Images,
     pub network: Arc<network::Network>,
     pub launcher: Launcher,
+    pub handlers: Handlers,
     pub locks: Locks,
     pub events: broadcast::Sender<ContainerEventResponse>,
     /// All work that must end before the program does.
@@ -52,6 +54,7 @@ pub struct Engines {
     pub images: Images,
     pub network: Arc<network::Network>,
     pub launcher: Launcher,
+    pub handlers: Handlers,
     pub stream_url: String,
 }
 
@@ -67,6 +70,7 @@ impl Server {
             images: engines.images,
             network: engines.network,
             launcher: engines.launcher,
+            handlers: engines.handlers,
             locks: Locks::default(),
             events: broadcast::Sender::new(EVENTS_MAX),
             tasks: TaskTracker::new(),

@@ -204,8 +204,7 @@ impl RuntimeService for Runtime {
 
     async fn reopen_container_log(&self, request: Request<ReopenContainerLogRequest>) -> Answer<ReopenContainerLogResponse> {
         let container = self.container(&request.into_inner().container_id)?;
-        let shim = self.0.running(&container)?;
-        shim.reopen_log(&container.id).await.map_err(error::Error::shim("reopen the log of container", &container.id))?;
+        self.0.reopen_log(&container).await?;
         answer(ReopenContainerLogResponse {})
     }
 

@@ -16,7 +16,9 @@ use protocols::cri::v1::{ContainerConfig, ContainerState as CriState, PodSandbox
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::error::{Error, Result};
+use crate::handler::Handler;
 use crate::oci::{Resources, User};
+use crate::pump::Pump;
 use crate::record::{ContainerPhase, ContainerRecord, Encoded, SandboxPhase, SandboxRecord, VERSION};
 use crate::shim::{Shim, StartedShim};
 
@@ -52,6 +54,8 @@ pub struct Sandbox {
     pub created_at: i64,
     /// Its directory below the state directory.
     pub dir: Utf8PathBuf,
+    /// What serves it: that of `runtime_handler`.
+    pub handler: Handler,
     /// Its network namespace's pin; none on the host's network.
     pub netns: Option<Utf8PathBuf>,
     pub link: watch::Sender<Link>,
@@ -60,12 +64,13 @@ pub struct Sandbox {
 
 impl Sandbox {
     /// A sandbox with these changeable facts.
-    pub fn new(record: &SandboxRecord, config: PodSandboxConfig, dir: Utf8PathBuf) -> Self {
+    pub fn new(record: &SandboxRecord, config: PodSandboxConfig, handler: Handler, dir: Utf8PathBuf) -> Self {
         Self {
             id: record.id.clone(),
             name: sandbox_name(&config),
             config,
             runtime_handler: record.runtime_handler.clone(),
+            handler,
             created_at: record.created_at,
             dir,
             netns: record.netns.clone(),
@@ -103,9 +108,9 @@ impl Sandbox {
         }
     }
 
-    /// The shim's bundle.
+    /// The shim's bundle. Shims take its name for its id.
     pub fn bundle(&self) -> Utf8PathBuf {
-        self.dir.join("bundle")
+        self.dir.join(&self.id)
     }
 
     /// What is kept of it on disk.
@@ -118,6 +123,7 @@ impl Sandbox {
             phase: facts.phase,
             config: Encoded::of(&self.config),
             runtime_handler: self.runtime_handler.clone(),
+            handler: self.handler.clone(),
             created_at: self.created_at,
             netns: self.netns.clone(),
             ips: facts.ips,
@@ -207,6 +213,8 @@ pub struct Container {
     pub stop_signaled: AtomicBool,
     /// The kernel ended a process of it for want of memory.
     pub oom: AtomicBool,
+    /// Copies its output, where the shim does not.
+    pub pump: Mutex<Option<Arc<Pump>>>,
 }
 
 impl Container {
@@ -234,6 +242,7 @@ impl Container {
             limits: Mutex::new((record.resources.clone(), record.oom_score_adj)),
             stop_signaled: AtomicBool::new(false),
             oom: AtomicBool::new(false),
+            pump: Mutex::default(),
         }
     }
 
@@ -248,9 +257,9 @@ impl Container {
         let _ = self.state.subscribe().wait_for(|state| matches!(state, ContainerState::Exited(_))).await;
     }
 
-    /// The OCI bundle.
+    /// The OCI bundle. Shims take its name for its id.
     pub fn bundle(&self) -> Utf8PathBuf {
-        self.dir.join("bundle")
+        self.dir.join(&self.id)
     }
 
     /// The limits, and oom_score_adj.

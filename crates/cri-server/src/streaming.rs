@@ -13,7 +13,6 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use protocols::shim::coracle::AttachRequest;
 use remotecommand::{Channels, Input, Output, ServerSession, Status, Upgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -21,7 +20,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
-use crate::exec::{DRAIN, Ends, Fifos, Streams};
+use crate::exec::{DRAIN, Ends, Reader, Streams};
 use crate::host;
 use crate::portforward;
 use crate::server::Server;
@@ -272,10 +271,7 @@ async fn attach(
 ) -> Result<Status> {
     let shim = server.running(container)?;
     let streams = Streams { stdin: streams.stdin && container.config.stdin, tty: container.config.tty, ..streams };
-    let (fifos, Ends { stdin, stdout, stderr }) = Fifos::make(container.dir.join("io").join(host::new_id()?), streams)?;
-    let request =
-        AttachRequest { id: container.id.clone(), stdin: fifos.stdin.clone(), stdout: fifos.stdout.clone(), stderr: fifos.stderr.clone() };
-    shim.attach(&request).await.map_err(Error::shim("attach to container", &container.id))?;
+    let (fifos, Ends { stdin, stdout, stderr }) = server.open_attach(container, &shim, streams).await?;
     let target = Target { shim, container_id: container.id.clone(), exec_id: String::new(), ends_stdin: container.config.stdin_once };
     let outputs = async { tokio::join!(copy_out(stdout, output, Output::Stdout), copy_out(stderr, output, Output::Stderr)) };
     let inputs = copy_in(input, stdin, &target);
@@ -333,7 +329,7 @@ async fn copy_in(mut input: mpsc::Receiver<Input>, mut stdin: Option<pipe::Sende
 }
 
 /// Copies output until its end, or until the client is gone.
-async fn copy_out(pipe: Option<pipe::Receiver>, output: &mpsc::Sender<Output>, wrap: fn(Bytes) -> Output) {
+async fn copy_out(pipe: Option<Reader>, output: &mpsc::Sender<Output>, wrap: fn(Bytes) -> Output) {
     let Some(mut pipe) = pipe else { return };
     let mut buffer = vec![0; remotecommand::CHUNK_BYTES_MAX];
     while let Ok(count) = pipe.read(&mut buffer).await {

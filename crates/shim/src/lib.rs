@@ -20,8 +20,6 @@ use std::path::PathBuf;
 
 mod adopt;
 pub mod args;
-pub mod crilog;
-pub mod cursor;
 mod daemon;
 mod delete;
 pub mod disk;

@@ -204,7 +204,7 @@ impl Shim {
             return Err(RpcError::new(code::INVALID_ARGUMENT, text));
         }
         self.enter(&plan, &request.netns_path)?;
-        if let Ok(cursor) = crate::cursor::Cursor::open(&bundle.join("cursor")) {
+        if let Ok(cursor) = cri_log::Cursor::open(&bundle.join("cursor")) {
             self.streams.set_cursor(cursor);
         }
         let sandbox = Sandbox {

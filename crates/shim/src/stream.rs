@@ -10,23 +10,17 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
+use cri_log::{Cursor, LogFile, Progress, ROUNDS_MAX, Scratch, Tap};
 use linux::event::{Epoll, Interest, Ready};
 use linux::pipes;
 
-use crate::crilog;
-use crate::cursor::Cursor;
 use crate::late::{self, Readers};
 
-/// What is read at once, in bytes: more than one entry of a log, less than a FIFO holds.
-const CHUNK_BYTES: usize = 20 * 1024;
-/// Rounds for one stream before the loop looks at the others.
-const ROUNDS_MAX: usize = 16;
 /// What an attached reader may leave unread, in bytes, before its session is ended.
 const ATTACH_BYTES_MAX: usize = 1 << 20;
 
@@ -54,16 +48,20 @@ pub struct Pump {
 /// A container's output on its way to the log.
 #[derive(Debug)]
 pub struct LogStream {
-    src: OwnedFd,
-    terminal: bool,
-    name: &'static str,
+    source: Source,
     log: LogId,
-    hangup: bool,
-    /// A terminal's line without an end yet (a FIFO keeps its own).
-    carry: Vec<u8>,
-    /// Bytes at the FIFO's head that attached readers have had.
-    forwarded: usize,
     attached: Vec<Attached>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Fifo(Tap),
+    /// `carry`: a line without an end yet (a FIFO keeps its own).
+    Terminal {
+        master: OwnedFd,
+        name: &'static str,
+        carry: Vec<u8>,
+    },
 }
 
 #[derive(Debug)]
@@ -78,36 +76,17 @@ enum Stream {
     Log(LogStream),
 }
 
-#[derive(Debug)]
-struct Log {
-    path: PathBuf,
-    file: File,
-    lost_entries: u64,
-}
-
 /// All streams of the shim.
 #[derive(Debug)]
 pub struct Streams {
     streams: BTreeMap<StreamId, Stream>,
-    logs: BTreeMap<LogId, Log>,
+    logs: BTreeMap<LogId, LogFile>,
     next: u32,
     token_base: u64,
-    scratch: (OwnedFd, OwnedFd),
-    null: File,
+    scratch: Scratch,
     again: Vec<StreamId>,
     cursor: Option<Cursor>,
     readers: Readers,
-}
-
-/// What came of moving a stream on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
-    /// Nothing more for now.
-    Waiting,
-    /// There is more; others first.
-    More,
-    /// At its end.
-    Ended,
 }
 
 /// A sink's token is its stream's with this bit.
@@ -124,8 +103,7 @@ impl Streams {
             logs: BTreeMap::new(),
             next: 1,
             token_base,
-            scratch: pipes::pipe()?,
-            null: File::options().write(true).open("/dev/null")?,
+            scratch: Scratch::new()?,
             again: Vec::new(),
             cursor: None,
             readers: Readers::default(),
@@ -148,9 +126,9 @@ impl Streams {
     /// # Errors
     /// Making the directory, opening the file.
     pub fn open_log(&mut self, path: &Path) -> io::Result<LogId> {
-        let file = open_log_file(path)?;
+        let file = LogFile::open(path)?;
         let id = self.id();
-        self.logs.insert(id, Log { path: path.to_owned(), file, lost_entries: 0 });
+        self.logs.insert(id, file);
         Ok(id)
     }
 
@@ -160,8 +138,7 @@ impl Streams {
     /// As [`Self::open_log`]; the old file stays in use then.
     pub fn reopen_log(&mut self, id: LogId) -> io::Result<()> {
         let Some(log) = self.logs.get_mut(&id) else { return Err(io::ErrorKind::NotFound.into()) };
-        log.file = open_log_file(&log.path)?;
-        Ok(())
+        log.reopen()
     }
 
     /// Closes the logs that are not in `used` and that no stream writes to.
@@ -177,8 +154,8 @@ impl Streams {
     pub fn add_log_stream(&mut self, epoll: &Epoll, src: OwnedFd, terminal: bool, name: &'static str, log: LogId) -> io::Result<StreamId> {
         let id = self.id();
         epoll.add(&src, self.token_base | u64::from(id), Interest::READ_EDGE)?;
-        let stream = LogStream { src, terminal, name, log, hangup: false, carry: Vec::new(), forwarded: 0, attached: Vec::new() };
-        self.streams.insert(id, Stream::Log(stream));
+        let source = if terminal { Source::Terminal { master: src, name, carry: Vec::new() } } else { Source::Fifo(Tap::new(src, name)) };
+        self.streams.insert(id, Stream::Log(LogStream { source, log, attached: Vec::new() }));
         Ok(id)
     }
 
@@ -294,7 +271,8 @@ impl Streams {
         let id = StreamId::try_from(low & !SINK).ok()?;
         match self.streams.get_mut(&id)? {
             Stream::Pump(pump) if low & SINK == 0 => pump.told = true,
-            Stream::Log(stream) if low & SINK == 0 => stream.hangup |= ready.hangup,
+            Stream::Log(LogStream { source: Source::Fifo(tap), .. }) if low & SINK == 0 && ready.hangup => tap.hang_up(),
+            Stream::Log(_) if low & SINK == 0 => {}
             Stream::Log(stream) => {
                 stream.attached.retain_mut(Attached::flush);
                 return None;
@@ -311,13 +289,12 @@ impl Streams {
 
     /// Moves the stream on; `true` if that was its end.
     fn advance(&mut self, epoll: &Epoll, id: StreamId) -> bool {
-        let Self { streams, logs, scratch, null, again, cursor, .. } = self;
+        let Self { streams, logs, scratch, again, cursor, .. } = self;
         let progress = match streams.get_mut(&id) {
             None => return false,
             Some(Stream::Pump(pump)) => pump.advance(),
             Some(Stream::Log(stream)) => match logs.get_mut(&stream.log) {
-                Some(log) if stream.terminal => stream.advance_terminal(log),
-                Some(log) => stream.advance_fifo(log, scratch, null, cursor.as_mut()),
+                Some(log) => stream.advance(log, scratch, cursor.as_mut()),
                 None => Progress::Ended,
             },
         };
@@ -354,14 +331,6 @@ impl Streams {
     }
 }
 
-fn open_log_file(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    File::options().append(true).create(true).mode(0o640).open(path)
-}
-
 impl Pump {
     fn advance(&mut self) -> Progress {
         let mut buffer = [0u8; 4096];
@@ -393,94 +362,45 @@ impl Pump {
 }
 
 impl LogStream {
-    /// Copies the FIFO's head, appends what is complete to the log, and only then takes it off the FIFO.
-    fn advance_fifo(&mut self, log: &mut Log, scratch: &(OwnedFd, OwnedFd), null: &File, mut cursor: Option<&mut Cursor>) -> Progress {
-        let mut buffer = [0u8; CHUNK_BYTES];
-        for _ in 0..ROUNDS_MAX {
-            let there = match pipes::tee(self.src.as_fd(), scratch.1.as_fd(), CHUNK_BYTES) {
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(_) => return Progress::Ended,
-            };
-            let Some(input) = read_exactly(&scratch.0, &mut buffer, there) else { return Progress::Ended };
-            self.forward(input, self.forwarded);
-            // With no writer left, what is short of a chunk is all there will be.
-            let ended = self.hangup && there < CHUNK_BYTES;
-            let mut text = Vec::new();
-            let taken = crilog::format(input, ended, self.name, &now(), &mut text);
-            if taken > 0 {
-                if let Some(cursor) = cursor.as_deref_mut() {
-                    cursor.appending(&log.path, &log.file, self.name, taken, text.len());
-                }
-                log.append(&text);
-                if let Some(cursor) = cursor.as_deref_mut() {
-                    cursor.consuming();
-                }
-                if pipes::discard(self.src.as_fd(), null, taken).is_err() {
-                    return Progress::Ended;
-                }
-                if let Some(cursor) = cursor.as_deref_mut() {
-                    cursor.done();
-                }
-            }
-            self.forwarded = there - taken;
-            if ended {
-                return Progress::Ended;
-            }
-            if taken == 0 {
-                return Progress::Waiting;
-            }
+    fn advance(&mut self, log: &mut LogFile, scratch: &Scratch, cursor: Option<&mut Cursor>) -> Progress {
+        let Self { source, attached, .. } = self;
+        match source {
+            Source::Fifo(tap) => tap.advance(log, scratch, cursor, &mut |fresh| forward(attached, fresh)),
+            Source::Terminal { master, name, carry } => advance_terminal(master, name, carry, log, attached),
         }
-        Progress::More
-    }
-
-    fn advance_terminal(&mut self, log: &mut Log) -> Progress {
-        let mut buffer = [0u8; 4096];
-        for _ in 0..ROUNDS_MAX {
-            let (bytes, ended) = match pipes::read(&self.src, &mut buffer) {
-                Ok(bytes) => (bytes, bytes == 0),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Waiting,
-                // EIO: the terminal's last user is gone.
-                Err(_) => (0, true),
-            };
-            let input = buffer.get(..bytes).unwrap_or_default();
-            self.forward(input, 0);
-            self.carry.extend_from_slice(input);
-            let mut text = Vec::new();
-            let taken = crilog::format(&self.carry, ended, self.name, &now(), &mut text);
-            if taken > 0 {
-                log.append(&text);
-                self.carry.drain(..taken);
-            }
-            if ended {
-                return Progress::Ended;
-            }
-        }
-        Progress::More
-    }
-
-    fn forward(&mut self, input: &[u8], seen: usize) {
-        let Some(fresh) = input.get(seen..).filter(|fresh| !fresh.is_empty()) else { return };
-        self.attached.retain_mut(|reader| {
-            reader.pending.extend_from_slice(fresh);
-            reader.flush() && reader.pending.len() <= ATTACH_BYTES_MAX
-        });
     }
 }
 
-/// Reads the bytes that were just put into the scratch pipe.
-fn read_exactly<'a>(scratch: &OwnedFd, buffer: &'a mut [u8], bytes: usize) -> Option<&'a [u8]> {
-    let mut filled = 0;
-    while filled < bytes {
-        let got = pipes::read(scratch, buffer.get_mut(filled..bytes)?).ok()?;
-        filled += got;
+fn advance_terminal(master: &OwnedFd, name: &str, carry: &mut Vec<u8>, log: &mut LogFile, attached: &mut Vec<Attached>) -> Progress {
+    let mut buffer = [0u8; 4096];
+    for _ in 0..ROUNDS_MAX {
+        let (bytes, ended) = match pipes::read(master, &mut buffer) {
+            Ok(bytes) => (bytes, bytes == 0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Waiting,
+            // EIO: the terminal's last user is gone.
+            Err(_) => (0, true),
+        };
+        let input = buffer.get(..bytes).unwrap_or_default();
+        forward(attached, input);
+        carry.extend_from_slice(input);
+        let mut text = Vec::new();
+        let taken = cri_log::format(carry, ended, name, &cri_log::now(), &mut text);
+        if taken > 0 {
+            log.append(&text);
+            carry.drain(..taken);
+        }
+        if ended {
+            return Progress::Ended;
+        }
     }
-    buffer.get(..filled)
+    Progress::More
 }
 
-fn now() -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    crilog::rfc3339_nanos(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
+fn forward(attached: &mut Vec<Attached>, fresh: &[u8]) {
+    attached.retain_mut(|reader| {
+        reader.pending.extend_from_slice(fresh);
+        reader.flush() && reader.pending.len() <= ATTACH_BYTES_MAX
+    });
 }
 
 impl Attached {
@@ -493,21 +413,5 @@ impl Attached {
             }
         }
         true
-    }
-}
-
-impl Log {
-    /// Appends whole entries. What cannot be written (a full disk) is lost, as under containerd: the container goes on.
-    fn append(&mut self, text: &[u8]) {
-        let before = self.file.metadata().map(|meta| meta.len());
-        let Err(error) = self.file.write_all(text) else { return };
-        if let Ok(before) = before {
-            // Half an entry would spoil the next one.
-            let _ = self.file.set_len(before);
-        }
-        if self.lost_entries == 0 {
-            eprintln!("failed to write log {}: {error}", self.path.display());
-        }
-        self.lost_entries += 1;
     }
 }

@@ -1,20 +1,27 @@
 //! The other side of seam 5: starts shims, and speaks Task, Sandbox v1 and `coracle.io.v1` with them.
+//!
+//! Shims differ in two things, and each has its one place: who makes the sandbox ([`Sandboxer`], in `pod.rs`), and whether the shim writes
+//! the logs ([`Shim::writes_logs`], in `crate::stdio`).
 
 mod client;
 pub mod events;
+mod keep;
+mod pod;
 mod start;
 
 pub use client::{CallError, Client};
+pub use pod::PodRequest;
 pub use start::{Launcher, StartedShim};
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use protocols::shim::coracle;
-use protocols::shim::sandbox::v1 as sandbox;
 use protocols::shim::task::{v2, v3};
 use protocols::shim::{OCI_PROCESS_TYPE_URL, OCI_RESOURCES_TYPE_URL};
 use tokio::net::UnixStream;
+
+use crate::handler::Sandboxer;
 
 /// The namespace of all that this server makes, as CRI's in containerd.
 pub const NAMESPACE: &str = "k8s.io";
@@ -31,7 +38,7 @@ pub struct Shim {
     task_service: &'static str,
     /// The extension's capabilities; none of a foreign shim.
     capabilities: Vec<String>,
-    is_ours: bool,
+    sandboxer: Sandboxer,
 }
 
 impl Shim {
@@ -39,31 +46,34 @@ impl Shim {
     ///
     /// # Errors
     /// [`CallError::Closed`] if nobody listens.
-    pub async fn connect(started: &StartedShim) -> Result<Arc<Self>, CallError> {
+    pub async fn connect(started: &StartedShim, sandboxer: Sandboxer) -> Result<Arc<Self>, CallError> {
         let method = "connect";
-        let path = started.address.strip_prefix("unix://").unwrap_or(&started.address);
-        let stream = tokio::time::timeout(ASK, UnixStream::connect(path))
+        let stream = tokio::time::timeout(ASK, UnixStream::connect(started.socket()))
             .await
             .map_err(|_| CallError::Deadline { method, seconds: ASK.as_secs() })?
             .map_err(|_| CallError::Closed { method })?;
         let client = Client::new(stream, NAMESPACE);
         let task_service = if started.version >= 3 { v3::SERVICE } else { v2::SERVICE };
         let info: Result<coracle::InfoResponse, _> = client.call(coracle::SHIM_SERVICE, "Info", &coracle::InfoRequest {}, Some(ASK)).await;
-        let (is_ours, capabilities) = match info {
-            Ok(info) => (true, info.capabilities),
-            Err(CallError::Rpc { .. }) => (false, Vec::new()),
+        let capabilities = match info {
+            Ok(info) => info.capabilities,
+            Err(CallError::Rpc { .. }) => Vec::new(),
             Err(error) => return Err(error),
         };
-        Ok(Arc::new(Self { client, task_service, capabilities, is_ours }))
+        Ok(Arc::new(Self { client, task_service, capabilities, sandboxer }))
     }
 
-    /// Whether it has the extension at all.
-    pub fn is_ours(&self) -> bool {
-        self.is_ours
+    /// Whether it writes logs itself, and serves those who attach.
+    pub fn writes_logs(&self) -> bool {
+        self.can("cri-log")
     }
 
-    /// Whether it has that part of the extension.
-    pub fn can(&self, capability: &str) -> bool {
+    /// Whether a new one can take over what a dead one left.
+    pub fn adopts(&self) -> bool {
+        self.can("adopt")
+    }
+
+    fn can(&self, capability: &str) -> bool {
         self.capabilities.iter().any(|known| known == capability)
     }
 
@@ -84,58 +94,6 @@ impl Shim {
         timeout: Option<Duration>,
     ) -> Result<A, CallError> {
         self.client.call(self.task_service, method, request, timeout).await
-    }
-
-    async fn sandbox<Q: prost::Message, A: prost::Message + Default>(
-        &self,
-        method: &'static str,
-        request: &Q,
-        timeout: Option<Duration>,
-    ) -> Result<A, CallError> {
-        self.client.call(sandbox::SERVICE, method, request, timeout).await
-    }
-
-    /// Makes the sandbox: `config` is CRI's, encoded.
-    pub async fn create_sandbox(&self, request: &sandbox::CreateSandboxRequest) -> Result<(), CallError> {
-        let _: sandbox::CreateSandboxResponse = self.sandbox("CreateSandbox", request, Some(ACT)).await?;
-        Ok(())
-    }
-
-    /// Starts it; answers a pid that is in the pod's namespaces.
-    pub async fn start_sandbox(&self, id: &str) -> Result<u32, CallError> {
-        let request = sandbox::StartSandboxRequest { sandbox_id: id.to_owned() };
-        let answer: sandbox::StartSandboxResponse = self.sandbox("StartSandbox", &request, Some(ACT)).await?;
-        Ok(answer.pid)
-    }
-
-    /// The sandbox' state and pid.
-    pub async fn sandbox_status(&self, id: &str) -> Result<sandbox::SandboxStatusResponse, CallError> {
-        let request = sandbox::SandboxStatusRequest { sandbox_id: id.to_owned(), verbose: false };
-        self.sandbox("SandboxStatus", &request, Some(ASK)).await
-    }
-
-    /// Waits for the sandbox' end.
-    pub async fn wait_sandbox(&self, id: &str) -> Result<sandbox::WaitSandboxResponse, CallError> {
-        self.sandbox("WaitSandbox", &sandbox::WaitSandboxRequest { sandbox_id: id.to_owned() }, None).await
-    }
-
-    /// Ends the sandbox and all that runs in it.
-    pub async fn stop_sandbox(&self, id: &str, grace: Duration) -> Result<(), CallError> {
-        let timeout_secs = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
-        let request = sandbox::StopSandboxRequest { sandbox_id: id.to_owned(), timeout_secs };
-        let _: sandbox::StopSandboxResponse = self.sandbox("StopSandbox", &request, Some(ACT)).await?;
-        Ok(())
-    }
-
-    /// Ends the shim; a connection that closes before the answer is as good.
-    pub async fn shutdown_sandbox(&self, id: &str) -> Result<(), CallError> {
-        let request = sandbox::ShutdownSandboxRequest { sandbox_id: id.to_owned() };
-        let answer: Result<sandbox::ShutdownSandboxResponse, _> = self.sandbox("ShutdownSandbox", &request, Some(ASK)).await;
-        match answer {
-            Ok(_) | Err(CallError::Closed { .. }) => Ok(()),
-            Err(error) if error.is_not_found() => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     /// Makes a container's first process; it does not run yet.

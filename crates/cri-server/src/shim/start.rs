@@ -2,15 +2,15 @@
 //!
 //! Source: containerd v2.4.2, `core/runtime/v2/{binary,shim}.go`; `reference/seams/shim.md`.
 
+use std::collections::BTreeSet;
 use std::process::Stdio;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as SyncMutex};
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use prost::Message;
 use protocols::shim::bootstrap::v1::{BootstrapParams, BootstrapResult, Extension};
 use protocols::shim::coracle;
-use protocols::shim::options::{RUNC_TYPE_URL, runc};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::process::Command;
@@ -18,6 +18,8 @@ use tokio::sync::Mutex;
 
 use super::{CallError, Client, NAMESPACE};
 use crate::error::{Error, Result};
+use crate::handler::{Handler, Sandboxer};
+use crate::state::lock;
 
 /// `start` and `delete` of any shim.
 const COMMAND: Duration = Duration::from_secs(30);
@@ -33,13 +35,18 @@ pub struct StartedShim {
     pub address: String,
 }
 
+impl StartedShim {
+    /// The path of its socket.
+    pub fn socket(&self) -> &str {
+        self.address.strip_prefix("unix://").unwrap_or(&self.address)
+    }
+}
+
 /// How this server starts shims.
 #[derive(Debug)]
 pub struct Launcher {
-    /// The shim's executable.
+    /// The executable of our own shim and of the keeper.
     pub shim: Utf8PathBuf,
-    /// An OCI runtime in place of the shim's own.
-    pub runtime_binary: Option<Utf8PathBuf>,
     /// This server's CRI socket.
     pub address: Utf8PathBuf,
     /// Where shims send events.
@@ -51,20 +58,22 @@ pub struct Launcher {
     /// The keeper's directory.
     pub state: Utf8PathBuf,
     keeper: Mutex<Option<Arc<Client>>>,
+    /// Shims whose `start` takes the runtime's options and no BootstrapParams.
+    options_only: SyncMutex<BTreeSet<Utf8PathBuf>>,
 }
 
 impl Launcher {
-    /// A launcher of `shim` whose sockets and state lie below `state`.
-    pub fn new(shim: Utf8PathBuf, runtime_binary: Option<Utf8PathBuf>, address: &Utf8Path, state: &Utf8Path) -> Self {
+    /// A launcher with our own `shim`, whose sockets and state lie below `state`.
+    pub fn new(shim: Utf8PathBuf, address: &Utf8Path, state: &Utf8Path) -> Self {
         Self {
             shim,
-            runtime_binary,
             address: address.to_owned(),
             events: state.join("events.sock"),
             sockets: state.join("s"),
             runtime_root: state.join("oci"),
             state: state.to_owned(),
             keeper: Mutex::new(None),
+            options_only: SyncMutex::default(),
         }
     }
 
@@ -72,35 +81,55 @@ impl Launcher {
     ///
     /// # Errors
     /// [`Error::ShimStart`] with what the shim said.
-    pub async fn start(&self, id: &str, bundle: &Utf8Path) -> Result<StartedShim> {
+    pub async fn start(&self, handler: &Handler, id: &str, bundle: &Utf8Path) -> Result<StartedShim> {
         let failed = |reason: String| Error::ShimStart { id: id.to_owned(), reason };
-        let keeper = self.ensure_keeper().await?;
+        let options = self.options(handler).map(|options| options.encode_to_vec()).unwrap_or_default();
+        if lock(&self.options_only).contains(&handler.shim) {
+            return self.run_start(handler, id, bundle, options).await.map_err(failed);
+        }
+        let first = match self.run_start(handler, id, bundle, self.bootstrap_params(handler, id).encode_to_vec()).await {
+            Ok(started) => return Ok(started),
+            Err(reason) if handler.sandboxer == Sandboxer::Shim => return Err(failed(reason)),
+            Err(reason) => reason,
+        };
+        // containerd 1.6's cannot read BootstrapParams, and says so in no way that others do not. It has undone what it began.
+        match self.run_start(handler, id, bundle, options).await {
+            Ok(started) => {
+                lock(&self.options_only).insert(handler.shim.clone());
+                Ok(started)
+            }
+            Err(second) => Err(failed(format!("{first}; and with its options alone: {second}"))),
+        }
+    }
+
+    async fn run_start(&self, handler: &Handler, id: &str, bundle: &Utf8Path, stdin: Vec<u8>) -> std::result::Result<StartedShim, String> {
+        let keeper = self.ensure_keeper().await.map_err(|error| error.chain())?;
         let request = coracle::StartShimRequest {
-            binary: self.shim.to_string(),
+            binary: handler.shim.to_string(),
             namespace: NAMESPACE.to_owned(),
             id: id.to_owned(),
             bundle: bundle.to_string(),
             address: self.address.to_string(),
             env: self.environment(),
-            stdin: self.bootstrap_params(id).encode_to_vec(),
+            stdin,
             debug: false,
             publish_binary: self.publish_binary(),
         };
         let answer: coracle::StartShimResponse =
-            keeper.call(coracle::KEEPER_SERVICE, "StartShim", &request, Some(COMMAND)).await.map_err(|error| failed(error.to_string()))?;
+            keeper.call(coracle::KEEPER_SERVICE, "StartShim", &request, Some(COMMAND)).await.map_err(|error| error.to_string())?;
         if answer.status != 0 {
-            return Err(failed(String::from_utf8_lossy(&answer.output).trim().to_owned()));
+            return Err(String::from_utf8_lossy(&answer.output).trim().to_owned());
         }
-        parse_result(&answer.output).map_err(failed)
+        parse_result(&answer.output)
     }
 
     /// Runs the shim's `delete`, which ends and removes whatever of the container is left.
     ///
     /// # Errors
     /// [`Error::ShimStart`] if it cannot be run or fails.
-    pub async fn delete(&self, id: &str, bundle: &Utf8Path) -> Result<()> {
+    pub async fn delete(&self, handler: &Handler, id: &str, bundle: &Utf8Path) -> Result<()> {
         let failed = |reason: String| Error::ShimStart { id: id.to_owned(), reason };
-        let mut command = Command::new(&self.shim);
+        let mut command = Command::new(&handler.shim);
         command
             .args(["-namespace", NAMESPACE, "-address", self.address.as_str(), "-publish-binary", &self.publish_binary()])
             .args(["-id", id, "-bundle", bundle.as_str(), "delete"])
@@ -114,7 +143,7 @@ impl Launcher {
         let output = tokio::time::timeout(COMMAND, command.output())
             .await
             .map_err(|_| failed("delete took too long".to_owned()))?
-            .map_err(|error| failed(format!("failed to run {}: {error}", self.shim)))?;
+            .map_err(|error| failed(format!("failed to run {}: {error}", handler.shim)))?;
         if output.status.success() {
             return Ok(());
         }
@@ -137,30 +166,26 @@ impl Launcher {
         ]
     }
 
-    /// The runtime's options, as containerd's table of `io.containerd.runc.v2` has them.
-    pub fn options(&self) -> prost_types::Any {
-        let options = runc::Options {
-            binary_name: self.runtime_binary.as_ref().map(ToString::to_string).unwrap_or_default(),
-            root: self.runtime_root.to_string(),
-            ..runc::Options::default()
-        };
-        prost_types::Any { type_url: RUNC_TYPE_URL.to_owned(), value: options.encode_to_vec() }
+    /// The options that a handler's shim is given at `start` and with each task.
+    pub fn options(&self, handler: &Handler) -> Option<prost_types::Any> {
+        handler.options(&self.runtime_root)
     }
 
-    fn bootstrap_params(&self, id: &str) -> BootstrapParams {
+    fn bootstrap_params(&self, handler: &Handler, id: &str) -> BootstrapParams {
         BootstrapParams {
             instance_id: id.to_owned(),
             namespace: NAMESPACE.to_owned(),
             containerd_ttrpc_address: self.events.to_string(),
             containerd_grpc_address: self.address.to_string(),
             containerd_binary: self.publish_binary(),
-            extensions: vec![Extension { value: Some(self.options()) }],
+            extensions: self.options(handler).map(|options| Extension { value: Some(options) }).into_iter().collect(),
             socket_dir: Some(self.sockets.to_string()),
             ..BootstrapParams::default()
         }
     }
 
-    fn keeper_socket(&self) -> Utf8PathBuf {
+    /// Where the keeper listens.
+    pub(super) fn keeper_socket(&self) -> Utf8PathBuf {
         self.state.join("keeper.sock")
     }
 

@@ -4,6 +4,7 @@
 
 pub mod capabilities;
 pub mod mounts;
+pub mod pause;
 pub mod resources;
 pub mod seccomp;
 pub mod signal;
@@ -215,6 +216,7 @@ pub fn container(facts: &ContainerFacts<'_>) -> Result<Spec, SpecError> {
             oom_score_adj: requested.map(|resources| resources.oom_score_adj.max(facts.host.oom_score_adj_min)),
         },
         root: Root { path: "rootfs".to_owned(), readonly: security.readonly_rootfs },
+        hostname: String::new(),
         mounts,
         annotations: annotations(facts),
         linux: Linux {
@@ -222,6 +224,7 @@ pub fn container(facts: &ContainerFacts<'_>) -> Result<Spec, SpecError> {
             devices,
             cgroups_path: cgroups_path(facts.sandbox, facts.cgroup_root, facts.id),
             resources,
+            sysctl: BTreeMap::new(),
             rootfs_propagation,
             seccomp,
             masked_paths: if privileged { Vec::new() } else { security.masked_paths.clone() },

@@ -1,12 +1,14 @@
-//! Where the writing of a log stands, for the successor of a killed shim.
+//! Where the writing of a log stands, for the successor of a killed writer.
 //!
-//! A file of one record beside the shim's state, overwritten in place: written before a batch is appended, and after
+//! A file of one record beside the writer's state, overwritten in place: written before a batch is appended, and after
 //! it. A successor reads from it whether the batch at the FIFO's head is in the log already.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use crate::file::LogFile;
 
 /// The step that was begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,10 +58,10 @@ impl Cursor {
     }
 
     /// Notes that a batch is about to be appended.
-    pub fn appending(&mut self, path: &Path, log: &File, stream: &str, taken: usize, text: usize) {
+    pub fn appending(&mut self, log: &LogFile, stream: &str, taken: usize, text: usize) {
         use std::os::unix::ffi::OsStrExt;
-        let path = path.as_os_str().as_bytes();
-        let Ok(meta) = log.metadata() else { return };
+        let path = log.path.as_os_str().as_bytes();
+        let Ok(meta) = log.file.metadata() else { return };
         let mut record = Vec::with_capacity(40 + path.len());
         record.extend_from_slice(&[Stage::Appending as u8, u8::from(stream == "stderr"), 0, 0]);
         record.extend_from_slice(&u32::try_from(path.len()).unwrap_or(0).to_ne_bytes());
@@ -121,10 +123,10 @@ mod tests {
         let (path, log_path) = (dir.join("cursor"), dir.join("0.log"));
         assert_eq!(read(&path).expect("absent"), None);
         std::fs::write(&log_path, "before\n").expect("log");
-        let log = File::open(&log_path).expect("log");
+        let log = LogFile::open(&log_path).expect("log");
         let mut cursor = Cursor::open(&path).expect("cursor");
         assert_eq!(read(&path).expect("empty"), None);
-        cursor.appending(&log_path, &log, "stderr", 10, 50);
+        cursor.appending(&log, "stderr", 10, 50);
         let record = read(&path).expect("readable").expect("a record");
         assert_eq!((record.stage, record.stderr, record.taken, record.text, record.size), (Stage::Appending, true, 10, 50, 7));
         assert_eq!(record.path, log_path);
