@@ -4,9 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use e2e::api::eventually;
 use e2e::containerd::{Release, groups, processes};
 use e2e::cri::Cri;
 use e2e::images;
@@ -14,20 +14,8 @@ use e2e::node::{Node, on_node};
 use e2e::skip;
 use serde_json::{Value, json};
 
-/// How long anything that is waited for may take.
-const TIMEOUT: Duration = Duration::from_secs(90);
 const HANDLER: &str = "upstream";
 const SHIM: &str = "containerd-shim-runc-v2";
-
-/// Polls until it is so.
-fn until(what: &str, mut reached: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + TIMEOUT;
-    while !reached()? {
-        ensure!(Instant::now() < deadline, "not reached: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
 
 /// What the containers of a pod share with the test.
 struct Pod {
@@ -153,7 +141,7 @@ impl Test<'_, '_> {
 
     fn nothing_is_left(&self) -> Result<()> {
         let mut left = Vec::new();
-        let gone = until("nothing is left", || {
+        let gone = eventually("nothing is left", || {
             left = self.left()?;
             Ok(left.is_empty())
         });
@@ -184,7 +172,7 @@ fn a_pod_and_a_killed_server(test: &mut Test<'_, '_>) -> Result<()> {
     ensure!(stats.contains("workingSetBytes") && stats.contains("usageCoreNanoSeconds"), "stats: {stats}");
     test.node.crictl(&["update", "--memory", "67108864", &counts])?;
     test.piped(&["attach", "-i", &reads], "hello\nmore\n")?;
-    until("the container has read its stdin's end", || Ok(test.status(&reads)?["state"] == "CONTAINER_EXITED"))?;
+    eventually("the container has read its stdin's end", || Ok(test.status(&reads)?["state"] == "CONTAINER_EXITED"))?;
     let said = Test::log(&pod, "reads.log", "stdout");
     ensure!(said == "got hello\nmore\nover\n", "attached: {said:?}");
 
@@ -192,7 +180,7 @@ fn a_pod_and_a_killed_server(test: &mut Test<'_, '_>) -> Result<()> {
     fs::rename(pod.logs.join("counts.log"), pod.logs.join("counts.log.1")).context("failed to rotate")?;
     let cri = Cri::connect(&test.node.socket())?;
     cri.call("ReopenContainerLog", &json!({ "container_id": counts }))??;
-    until("the new log is written", || Ok(!Test::log(&pod, "counts.log", "stdout").is_empty()))?;
+    eventually("the new log is written", || Ok(!Test::log(&pod, "counts.log", "stdout").is_empty()))?;
 
     let before = test.status(&counts)?;
     let gate = pod.gate.clone();
@@ -200,14 +188,14 @@ fn a_pod_and_a_killed_server(test: &mut Test<'_, '_>) -> Result<()> {
     test.restart(|| {
         fs::write(gate.join("end"), "")?;
         // By then its output is in the FIFO, and soon nobody writes to that any more.
-        until("a container has ended while no server runs", || Ok(gate.join("ended").exists()))
+        eventually("a container has ended while no server runs", || Ok(gate.join("ended").exists()))
     })?;
     let after = test.status(&counts)?;
     for field in ["state", "startedAt", "pid"] {
         ensure!(before[field] == after[field], "{field}: {} and {}", before[field], after[field]);
     }
     ensure!(test.is_ready(&pod)? && test.shims()? == shims, "it is the same pod");
-    until("the other container has ended", || Ok(test.status(&ends)?["state"] == "CONTAINER_EXITED"))?;
+    eventually("the other container has ended", || Ok(test.status(&ends)?["state"] == "CONTAINER_EXITED"))?;
     ensure!(test.status(&ends)?["exitCode"] == 5, "its code: {}", test.status(&ends)?);
     ensure!(Test::log(&pod, "ends.log", "stdout") == numbers(5000), "its output: {:?}", Test::log(&pod, "ends.log", "stdout").len());
     ensure!(Test::log(&pod, "ends.log", "stderr") == "oops\n", "its stderr");
@@ -217,11 +205,11 @@ fn a_pod_and_a_killed_server(test: &mut Test<'_, '_>) -> Result<()> {
         // In the middle of reading and writing.
         test.restart(|| Ok(()))?;
     }
-    until("the flood is over", || Ok(test.status(&floods)?["state"] == "CONTAINER_EXITED"))?;
+    eventually("the flood is over", || Ok(test.status(&floods)?["state"] == "CONTAINER_EXITED"))?;
     ensure!(Test::log(&pod, "floods.log", "stdout") == numbers(FLOOD), "a line is lost or doubled");
     execs(test, &counts)?;
     fs::write(pod.gate.join("stop"), "")?;
-    until("the counting has ended", || Ok(test.status(&counts)?["state"] == "CONTAINER_EXITED"))?;
+    eventually("the counting has ended", || Ok(test.status(&counts)?["state"] == "CONTAINER_EXITED"))?;
     ensure!(test.status(&counts)?["exitCode"] == 7, "its code: {}", test.status(&counts)?);
     let whole = Test::log(&pod, "counts.log.1", "stdout") + &Test::log(&pod, "counts.log", "stdout");
     let lines: Vec<&str> = whole.lines().collect();
@@ -265,12 +253,12 @@ fn shell_words(command: &Command) -> String {
 fn a_killed_shim(test: &Test<'_, '_>) -> Result<()> {
     let pod = test.pod("dies", 1)?;
     let id = test.container(&pod, "sleeps", "echo line; exec tail -f /gate/never /dev/null", |config| config["tty"] = true.into())?;
-    until("its log", || Ok(Test::log(&pod, "sleeps.log", "stdout").contains("line")))?;
+    eventually("its log", || Ok(Test::log(&pod, "sleeps.log", "stdout").contains("line")))?;
     for pid in test.shims()? {
         ensure!(Command::new("kill").args(["-9", &pid]).status()?.success(), "failed to kill {pid}");
     }
-    until("the pod is not ready", || Ok(!test.is_ready(&pod)?))?;
-    until("the container has ended", || Ok(test.status(&id)?["state"] == "CONTAINER_EXITED"))?;
+    eventually("the pod is not ready", || Ok(!test.is_ready(&pod)?))?;
+    eventually("the container has ended", || Ok(test.status(&id)?["state"] == "CONTAINER_EXITED"))?;
     test.node.crictl(&["rmp", &pod.id])?;
     test.nothing_is_left()
 }

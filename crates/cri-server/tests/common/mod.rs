@@ -131,11 +131,7 @@ impl Node {
             thread.join().expect("no panic").expect("a clean end");
             // A process that another test has just forked shares the server's lock until it executes its program.
             let lock = std::fs::File::open(self.dir.join("state/lock")).expect("there");
-            let end = Instant::now() + PATIENCE;
-            while lock.try_lock().is_err() {
-                assert!(Instant::now() < end, "the lock of a server that has ended");
-                std::thread::park_timeout(Duration::from_millis(5));
-            }
+            until("the server's lock is free", || lock.try_lock().is_ok());
         }
     }
 
