@@ -95,8 +95,16 @@ impl Disk {
     /// Makes the directories and takes the lock, which lasts as long as the file that is returned.
     pub fn open(root: &Path) -> Result<(Self, File), Error> {
         let disk = Self { root: root.to_owned() };
+        let mut made = false;
         for dir in [disk.images(), disk.layers(), disk.snapshots()] {
-            fs::create_dir_all(&dir).map_err(file("create directory", &dir))?;
+            if !dir.is_dir() {
+                fs::create_dir_all(&dir).map_err(file("create directory", &dir))?;
+                made = true;
+            }
+        }
+        if made {
+            // What is synced below them later can only be found by their names.
+            sync_dir(root)?;
         }
         // Images bring set-user-id files with them, which are not for the users of this host.
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
@@ -138,8 +146,9 @@ impl Disk {
         self.load_layers(&mut index, rebooted)?;
         self.load_images(&mut index)?;
         self.load_snapshots(&mut index)?;
-        if rebooted {
-            fs::write(&boot_path, boot_id).map_err(file("write", &boot_path))?;
+        // On a full disk the next start compares the layers once more; images must be there to be removed.
+        if rebooted && let Err(error) = fs::write(&boot_path, boot_id) {
+            tracing::warn!(path = %boot_path.display(), %error, "failed to note that all layers were compared");
         }
         Ok(index)
     }
@@ -156,7 +165,10 @@ impl Disk {
             };
             match read_record::<LayerRecord>(&path.join("layer.json"), |r| r.version)? {
                 Some(record) if !rebooted || survey(&path.join("fs")).is_ok_and(|now| now.same_content(&record.survey)) => {
-                    index.layers.insert(record.chain_id.clone(), LayerRecord { number, ..record });
+                    // One was being removed and fetched again when the power failed: either will do.
+                    if let Some(twin) = index.layers.insert(record.chain_id.clone(), LayerRecord { number, ..record }) {
+                        remove(&dir, &twin.number.to_string())?;
+                    }
                 }
                 _ => {
                     tracing::warn!(layer = %path.display(), "layer is incomplete and is dropped; a pull fetches it again");
@@ -203,9 +215,22 @@ impl Disk {
         Ok(())
     }
 
-    /// Writes an image's record durably.
-    pub fn save_image(&self, record: &ImageRecord) -> Result<(), Error> {
-        write_record(&self.images().join(format!("{}.json", hex_of(&record.id))), record, true)
+    /// Writes images' records durably, each before the next. All are on disk under temporary names before the first gets its own: a full disk
+    /// refuses all of them.
+    pub fn save_images(&self, records: &[ImageRecord]) -> Result<(), Error> {
+        let dir = self.images();
+        let paths = || records.iter().map(|record| dir.join(format!("{}.json", hex_of(&record.id))));
+        let staged = records.iter().zip(paths()).try_for_each(|(record, path)| stage_record(&path, record, true));
+        let named = staged.and_then(|()| {
+            paths().try_for_each(|path| {
+                name_record(&path)?;
+                sync_dir(&dir)
+            })
+        });
+        if named.is_err() {
+            paths().for_each(|path| discard(&temporary(&path)));
+        }
+        named
     }
 
     /// Removes an image's record durably.
@@ -265,7 +290,7 @@ impl Staging {
         let survey = survey(&self.fs()).map_err(file("survey", &self.path))?;
         let record =
             LayerRecord { version: VERSION, chain_id: chain_id.to_owned(), diff_id: diff_id.to_owned(), survey, number: self.number };
-        write_record(&self.path.join("layer.json"), &record, false)?;
+        write_record(&self.path.join("layer.json"), &record)?;
         self.sync(&survey).map_err(file("sync", &self.path))?;
         fs::rename(&self.path, self.dir.join(self.number.to_string())).map_err(file("commit", &self.path))?;
         self.committed = true;
@@ -275,11 +300,17 @@ impl Staging {
 }
 
 impl Staging {
-    /// A few files are synced by themselves; for many, the whole file system at once is cheaper, though it waits for others' writes as well.
+    /// A few files are synced by themselves; for many, the whole file system at once is cheaper, though it waits for others' writes as well. Links
+    /// and devices cannot be opened to be synced: their owners and modes are durable only with the whole.
     fn sync(&self, survey: &Survey) -> io::Result<()> {
-        if survey.entries > SYNC_EACH_ENTRIES_MAX {
-            return Ok(rustix::fs::syncfs(File::open(&self.path)?)?);
+        if survey.entries > SYNC_EACH_ENTRIES_MAX || !self.sync_each()? {
+            rustix::fs::syncfs(File::open(&self.path)?)?;
         }
+        Ok(())
+    }
+
+    /// False when something is there that is neither a file nor a directory.
+    fn sync_each(&self) -> io::Result<bool> {
         let mut left = vec![self.path.clone()];
         while let Some(dir) = left.pop() {
             for entry in fs::read_dir(&dir)? {
@@ -289,12 +320,13 @@ impl Staging {
                     left.push(entry.path());
                 } else if kind.is_file() {
                     File::open(entry.path())?.sync_all()?;
+                } else {
+                    return Ok(false);
                 }
             }
-            // Links and devices are synced with the directory that names them.
             File::open(&dir)?.sync_all()?;
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -370,19 +402,38 @@ fn read_record<T: serde::de::DeserializeOwned>(path: &Path, version: impl Fn(&T)
     }
 }
 
-/// Temporary file and rename; with `durable`, fsync of file and directory.
-pub(crate) fn write_record(path: &Path, record: &impl Serialize, durable: bool) -> Result<(), Error> {
-    let temporary = path.with_extension("tmp");
+/// Temporary file and rename. Nothing is synced.
+pub(crate) fn write_record(path: &Path, record: &impl Serialize) -> Result<(), Error> {
+    let written = stage_record(path, record, false).and_then(|()| name_record(path));
+    if written.is_err() {
+        discard(&temporary(path));
+    }
+    written
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    path.with_extension("tmp")
+}
+
+fn stage_record(path: &Path, record: &impl Serialize, durable: bool) -> Result<(), Error> {
+    let temporary = temporary(path);
     let bytes = serde_json::to_vec(record).map_err(|e| file("encode", path)(e.into()))?;
     let mut out = File::create(&temporary).map_err(file("create", &temporary))?;
     out.write_all(&bytes).map_err(file("write", &temporary))?;
-    if durable {
-        out.sync_all().map_err(file("sync", &temporary))?;
-    }
-    fs::rename(&temporary, path).map_err(file("rename", &temporary))?;
-    match path.parent() {
-        Some(dir) if durable => sync_dir(dir),
-        _ => Ok(()),
+    if durable { out.sync_all().map_err(file("sync", &temporary)) } else { Ok(()) }
+}
+
+fn name_record(path: &Path) -> Result<(), Error> {
+    fs::rename(temporary(path), path).map_err(file("name", path))
+}
+
+/// What cannot be removed is removed by the next start.
+fn discard(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "failed to remove a temporary file");
+        }
+        _ => {}
     }
 }
 

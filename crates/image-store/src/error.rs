@@ -88,6 +88,11 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    /// Whether there was no room on disk.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::File { source, .. } | Self::Unpack { source, .. } if is_full(source))
+    }
+
     /// What a caller makes of it.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -100,6 +105,11 @@ impl Error {
             _ => ErrorKind::Internal,
         }
     }
+}
+
+/// Whether an I/O error says that the file system or the user's share of it is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Names the act and the path of an I/O error.

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use crate::disk::{Disk, Staging};
-use crate::error::{Error, file};
+use crate::error::{Error, file, is_full};
 use crate::reference::Digest;
 use crate::tar::Archive;
 use crate::unpack::{self, Limits, Unpacked};
@@ -39,7 +39,11 @@ pub(crate) fn stage(disk: &Disk, number: u64, packed: impl Read, expected: &Expe
     let name = expected.packed.as_ref().unwrap_or(&expected.diff_id).to_string();
     let root = unpack::open_root(&staging.fs()).map_err(file("open", &staging.fs()))?;
     let mut packed = Hashing::new(packed, u64::MAX);
-    let done = unpack_stream(&mut packed, root, expected, &name);
+    let done = match unpack_stream(&mut packed, root, expected, &name) {
+        // That is this host's fault, whatever the archive is.
+        Err(Error::Unpack { source, .. }) if is_full(&source) => return Err(file("unpack a layer into", &staging.fs())(source)),
+        done => done,
+    };
     // Whatever is wrong with the archive, first it must be known whether it is the right one; so the stream is read to its end.
     io::copy(&mut packed, &mut io::sink()).map_err(|e| Error::Unavailable { object: name.clone(), why: e.to_string() })?;
     if let Some(wanted) = &expected.packed {

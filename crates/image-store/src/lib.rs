@@ -57,16 +57,23 @@ impl ImageStore {
         Ok(Self { shared: Arc::new(join(opened, "opening the image store").await??) })
     }
 
-    /// Pulls an image; layers that are here already are not fetched. Dropping the future or cancelling ends it; what is committed by then stays.
+    /// Pulls an image; layers that are here already are not fetched. Dropping the future or cancelling ends it; what is committed by then stays
+    /// for the next try, unless the disk is full.
     ///
     /// # Errors
     /// See [`Error::kind`].
     pub async fn pull(&self, reference: &str, auth: Option<Auth>, cancel: CancellationToken) -> Result<Image> {
         let parsed = Reference::parse(reference)?;
         let id = tokio::select! {
-            id = pull::pull(&self.shared, &parsed, auth) => id?,
+            id = pull::pull(&self.shared, &parsed, auth) => id,
             () = cancel.cancelled() => return Err(Error::Cancelled { reference: reference.to_owned() }),
         };
+        if id.as_ref().is_err_and(Error::is_full)
+            && let Err(error) = self.collect_garbage().await
+        {
+            tracing::warn!(%reference, %error, "failed to remove the layers of an image for which there is no room");
+        }
+        let id = id?;
         self.shared.image(&id).ok_or_else(|| Error::ImageMissing { reference: reference.to_owned() })
     }
 

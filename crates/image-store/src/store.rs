@@ -187,9 +187,10 @@ impl Shared {
         let id = record.id.clone();
         // The new owner of a name comes last: a crash in between leaves nobody with it rather than two.
         losers.push(record);
+        self.disk.save_images(&losers)?;
+        let mut index = self.index();
         for record in losers {
-            self.disk.save_image(&record)?;
-            self.index().images.insert(record.id.clone(), record);
+            index.images.insert(record.id.clone(), record);
         }
         Ok(id)
     }
@@ -289,7 +290,7 @@ impl Shared {
         if let Some(top) = self.layer_dirs(&record.layers)?.last() {
             copy_look(top, &path.join("fs")).map_err(file("set owner and mode of", &path))?;
         }
-        disk::write_record(&path.join("snapshot.json"), record, false)?;
+        disk::write_record(&path.join("snapshot.json"), record)?;
         std::fs::rename(&path, dir.join(key)).map_err(file("name", &path))
     }
 

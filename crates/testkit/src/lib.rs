@@ -9,5 +9,6 @@ pub mod fuzz;
 pub mod host;
 pub mod image;
 pub mod poll;
+pub mod powercut;
 pub mod registry;
 pub mod tar;
