@@ -9,6 +9,7 @@ use crate::kinds::Gvk;
 use crate::normalize::normalize;
 use crate::schema::{TypeId, schema};
 use crate::status::Status;
+use crate::tree::Tree;
 
 /// A body's encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -166,10 +167,15 @@ fn check_kind(found: &Gvk, wanted: &Gvk) -> Result<(), Status> {
 
 /// Encodes an object of kind `gvk`.
 pub fn encode(media: Media, gvk: &Gvk, object: &Value) -> Result<Vec<u8>, Status> {
+    encode_tree(media, gvk, &Tree::from(object))
+}
+
+/// The same of a document.
+pub fn encode_tree(media: Media, gvk: &Gvk, object: &Tree<'_>) -> Result<Vec<u8>, Status> {
     match media {
         Media::Json => serde_json::to_vec(object).map_err(|error| Status::internal(error.to_string())),
         Media::Yaml => serde_yaml_ng::to_string(object).map(String::into_bytes).map_err(|error| Status::internal(error.to_string())),
-        Media::Protobuf => protobuf::encode(gvk, object).map_err(|error| Status::internal(error.to_string())),
+        Media::Protobuf => protobuf::encode_tree(gvk, object).map_err(|error| Status::internal(error.to_string())),
     }
 }
 

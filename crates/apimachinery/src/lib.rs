@@ -27,6 +27,7 @@ pub mod strategy;
 pub mod support;
 pub mod table;
 pub mod time;
+pub mod tree;
 pub mod validation;
 
 pub use kinds::{Gvk, KindFacts};

@@ -6,10 +6,12 @@
 mod pod;
 
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::KindFacts;
 use crate::time::{self, human_duration};
+use crate::tree::{Members, Tree};
 
 /// The `columnDefinitions` of a kind.
 pub fn columns(kind: &KindFacts) -> Vec<Value> {
@@ -23,11 +25,21 @@ pub fn columns(kind: &KindFacts) -> Vec<Value> {
     kind.columns.iter().map(column).collect()
 }
 
-/// A row for an object: `cells`, and `conditions` for pods that have ended. The caller adds `object`.
-pub fn row(kind: &KindFacts, object: &Value, now: Timestamp) -> Value {
+/// A row, but for its `object`.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// A cell for each column.
+    pub cells: Vec<Value>,
+    /// That a pod has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Value>,
+}
+
+/// The row of an object.
+pub fn row(kind: &KindFacts, object: &Tree<'_>, now: Timestamp) -> Row {
     let object = View { object, now };
     let cells = match (kind.group.as_str(), kind.kind.as_str()) {
-        ("", "Pod") => return pod::row(&object),
+        ("", "Pod") => pod::cells(&object),
         ("", "Namespace") => vec![object.name(), object.cell("/status/phase"), object.age()],
         ("", "Node") => node(&object),
         ("", "Service") => service(&object),
@@ -42,30 +54,31 @@ pub fn row(kind: &KindFacts, object: &Value, now: Timestamp) -> Value {
         ("scheduling.k8s.io", "PriorityClass") => vec![
             object.name(),
             object.number("/value").into(),
-            (object.get("/globalDefault") == Some(&Value::Bool(true))).into(),
+            (object.get("/globalDefault") == Some(&Tree::Bool(true))).into(),
             object.age(),
             object.cell("/preemptionPolicy"),
         ],
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => binding(&object),
         ("discovery.k8s.io", "EndpointSlice") => endpoint_slice(&object),
-        _ => vec![object.name(), object.get("/metadata/creationTimestamp").cloned().unwrap_or(Value::Null)],
+        _ => vec![object.name(), object.get("/metadata/creationTimestamp").map_or(Value::Null, Tree::to_value)],
     };
-    json!({"cells": cells})
+    let conditions = if (kind.group.as_str(), kind.kind.as_str()) == ("", "Pod") { pod::conditions(&object) } else { None };
+    Row { cells, conditions }
 }
 
 /// An object and the time it is looked at.
 struct View<'a> {
-    object: &'a Value,
+    object: &'a Tree<'a>,
     now: Timestamp,
 }
 
 impl<'a> View<'a> {
-    fn get(&self, path: &str) -> Option<&'a Value> {
+    fn get(&self, path: &str) -> Option<&'a Tree<'a>> {
         self.object.pointer(path)
     }
 
     fn text(&self, path: &str) -> &'a str {
-        self.get(path).and_then(Value::as_str).unwrap_or("")
+        self.get(path).and_then(Tree::as_str).unwrap_or("")
     }
 
     fn cell(&self, path: &str) -> Value {
@@ -82,15 +95,15 @@ impl<'a> View<'a> {
     }
 
     fn number(&self, path: &str) -> i64 {
-        self.get(path).and_then(Value::as_i64).unwrap_or(0)
+        self.get(path).and_then(Tree::as_i64).unwrap_or(0)
     }
 
-    fn list(&self, path: &str) -> &'a [Value] {
-        self.get(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    fn list(&self, path: &str) -> &'a [Tree<'a>] {
+        self.get(path).and_then(Tree::as_list).unwrap_or(&[])
     }
 
     fn size(&self, path: &str) -> usize {
-        self.get(path).and_then(Value::as_object).map_or(0, serde_json::Map::len)
+        self.get(path).and_then(Tree::as_object).map_or(0, Members::len)
     }
 
     fn age(&self) -> Value {
@@ -106,8 +119,8 @@ impl<'a> View<'a> {
     }
 }
 
-fn texts<'a>(items: &'a [Value], key: &'a str) -> impl Iterator<Item = &'a str> {
-    items.iter().map(move |item| item.get(key).and_then(Value::as_str).unwrap_or(""))
+fn texts<'a>(items: &'a [Tree<'a>], key: &'a str) -> impl Iterator<Item = &'a str> {
+    items.iter().map(move |item| item.get(key).and_then(Tree::as_str).unwrap_or(""))
 }
 
 fn join<'a>(texts: impl Iterator<Item = &'a str>, separator: &str) -> String {
@@ -121,11 +134,11 @@ fn node(node: &View<'_>) -> Vec<Value> {
         Some(condition) if condition["status"] == "True" => "Ready".to_owned(),
         Some(_) => "NotReady".to_owned(),
     };
-    if node.get("/spec/unschedulable") == Some(&Value::Bool(true)) {
+    if node.get("/spec/unschedulable") == Some(&Tree::Bool(true)) {
         status.push_str(",SchedulingDisabled");
     }
     let mut roles: Vec<&str> = Vec::new();
-    for (key, value) in node.get("/metadata/labels").and_then(Value::as_object).into_iter().flatten() {
+    for (key, value) in node.get("/metadata/labels").and_then(Tree::as_object).into_iter().flat_map(Members::iter) {
         let value = value.as_str().unwrap_or("");
         match key.strip_prefix("node-role.kubernetes.io/") {
             Some(role) if !role.is_empty() => roles.push(role),
@@ -138,7 +151,7 @@ fn node(node: &View<'_>) -> Vec<Value> {
     let roles = if roles.is_empty() { "<none>".to_owned() } else { roles.join(",") };
     let address = |kind: &str| {
         let found = node.list("/status/addresses").iter().find(|address| address["type"] == kind);
-        found.and_then(|address| address.get("address")).cloned().unwrap_or_else(|| "<none>".into())
+        found.and_then(|address| address.get("address")).map_or_else(|| "<none>".into(), Tree::to_value)
     };
     let mut kernel = node.cell_or("/status/nodeInfo/kernelVersion", "<unknown>");
     let architecture = node.text("/status/nodeInfo/architecture");
@@ -160,8 +173,8 @@ fn node(node: &View<'_>) -> Vec<Value> {
 }
 
 fn service(service: &View<'_>) -> Vec<Value> {
-    let port = |port: &Value| {
-        let number = |key: &str| port.get(key).and_then(Value::as_i64).unwrap_or(0);
+    let port = |port: &Tree<'_>| {
+        let number = |key: &str| port.get(key).and_then(Tree::as_i64).unwrap_or(0);
         let protocol = port["protocol"].as_str().unwrap_or("");
         match number("nodePort") {
             0 => format!("{}/{protocol}", number("port")),
@@ -170,7 +183,7 @@ fn service(service: &View<'_>) -> Vec<Value> {
     };
     let ports: Vec<String> = service.list("/spec/ports").iter().map(port).collect();
     let ports = if ports.is_empty() { "<none>".to_owned() } else { ports.join(",") };
-    let internal = service.list("/spec/clusterIPs").first().cloned().unwrap_or_else(|| "<none>".into());
+    let internal = service.list("/spec/clusterIPs").first().map_or_else(|| "<none>".into(), Tree::to_value);
     vec![
         service.name(),
         service.cell("/spec/type"),
@@ -183,14 +196,14 @@ fn service(service: &View<'_>) -> Vec<Value> {
 }
 
 fn external_ip(service: &View<'_>) -> String {
-    let mut ips: Vec<&str> = service.list("/spec/externalIPs").iter().filter_map(Value::as_str).collect();
+    let mut ips: Vec<&str> = service.list("/spec/externalIPs").iter().filter_map(Tree::as_str).collect();
     match service.text("/spec/type") {
         "ClusterIP" | "NodePort" if ips.is_empty() => "<none>".to_owned(),
         "ClusterIP" | "NodePort" => ips.join(","),
         "LoadBalancer" => {
             let ingress = service.list("/status/loadBalancer/ingress").iter();
             let text =
-                |item: &'static str| move |ingress: &Value| ingress[item].as_str().map(str::to_owned).filter(|text| !text.is_empty());
+                |item: &'static str| move |ingress: &Tree<'_>| ingress[item].as_str().map(str::to_owned).filter(|text| !text.is_empty());
             let mut balancers: Vec<String> = ingress.filter_map(|item| text("ip")(item).or_else(|| text("hostname")(item))).collect();
             balancers.sort_unstable();
             balancers.dedup();
@@ -204,24 +217,24 @@ fn external_ip(service: &View<'_>) -> String {
 }
 
 /// `a=b,c=d`, or `<none>`.
-fn format_labels(labels: Option<&Value>) -> String {
-    let labels = labels.and_then(Value::as_object).into_iter().flatten();
+fn format_labels(labels: Option<&Tree<'_>>) -> String {
+    let labels = labels.and_then(Tree::as_object).into_iter().flat_map(Members::iter);
     let mut pairs: Vec<String> = labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or(""))).collect();
     pairs.sort_unstable();
     if pairs.is_empty() { "<none>".to_owned() } else { pairs.join(",") }
 }
 
 /// A LabelSelector as text: `a=b,c in (d,e),!f`.
-fn format_selector(selector: Option<&Value>) -> String {
+fn format_selector(selector: Option<&Tree<'_>>) -> String {
     let Some(selector) = selector else { return String::new() };
     let mut parts: Vec<(String, String)> = Vec::new();
-    for (key, value) in selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
-        parts.push((key.clone(), format!("{key}={}", value.as_str().unwrap_or(""))));
+    for (key, value) in selector.get("matchLabels").and_then(Tree::as_object).into_iter().flat_map(Members::iter) {
+        parts.push((key.to_owned(), format!("{key}={}", value.as_str().unwrap_or(""))));
     }
-    for expression in selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
+    for expression in selector.get("matchExpressions").and_then(Tree::as_list).into_iter().flatten() {
         let key = expression["key"].as_str().unwrap_or("");
-        let values = expression.get("values").and_then(Value::as_array).into_iter().flatten();
-        let mut values: Vec<&str> = values.filter_map(Value::as_str).collect();
+        let values = expression.get("values").and_then(Tree::as_list).into_iter().flatten();
+        let mut values: Vec<&str> = values.filter_map(Tree::as_str).collect();
         values.sort_unstable();
         let text = match expression["operator"].as_str().unwrap_or("") {
             "In" => format!("{key} in ({})", values.join(",")),
@@ -327,8 +340,8 @@ fn capital(word: &str) -> String {
 fn binding(binding: &View<'_>) -> Vec<Value> {
     let subjects = binding.list("/subjects");
     let of = |kind: &str| -> Value {
-        let name = |subject: &Value| {
-            let text = |key: &str| subject.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
+        let name = |subject: &Tree<'_>| {
+            let text = |key: &str| subject.get(key).and_then(Tree::as_str).unwrap_or("").to_owned();
             let (namespace, name) = (text("namespace"), text("name"));
             if kind == "ServiceAccount" { format!("{namespace}/{name}") } else { name }
         };
@@ -354,13 +367,13 @@ fn some_of(all: Vec<String>) -> String {
 }
 
 fn endpoint_slice(slice: &View<'_>) -> Vec<Value> {
-    let port = |port: &Value| match (port.get("port").and_then(Value::as_i64), port.get("name").and_then(Value::as_str)) {
+    let port = |port: &Tree<'_>| match (port.get("port").and_then(Tree::as_i64), port.get("name").and_then(Tree::as_str)) {
         (Some(number), _) => number.to_string(),
         (None, Some(name)) => name.to_owned(),
         (None, None) => "*".to_owned(),
     };
     let ports = slice.list("/ports").iter().map(port).collect();
-    let addresses = slice.list("/endpoints").iter().flat_map(|endpoint| endpoint["addresses"].as_array().into_iter().flatten());
+    let addresses = slice.list("/endpoints").iter().flat_map(|endpoint| endpoint["addresses"].as_list().into_iter().flatten());
     let addresses = addresses.map(|address| address.as_str().unwrap_or("").to_owned()).collect();
     vec![slice.name(), slice.cell("/addressType"), some_of(ports).into(), some_of(addresses).into(), slice.age()]
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use apimachinery::codec::{protobuf, strict};
 use apimachinery::normalize::normalize;
 use apimachinery::selector::{field::FieldSelector, label::LabelSelector};
+use apimachinery::tree::Tree;
 use apimachinery::{defaulting, fields, formats, kinds, patch, quantity, strategy, support, table, time, validation};
 use serde_json::Value;
 use testkit::fuzz::Fuzz;
@@ -51,7 +52,7 @@ fn pipeline(mut object: Value) {
     strategy::prepare_create(kind, &mut object);
     let _ = (validation::create(kind, &object), strategy::warnings_create(kind, &object), support::check_update(kind, &object, &old));
     let _ = (validation::update(kind, &object, &old), validation::update_status(kind, &object, &old));
-    let _ = table::row(kind, &object, "2026-01-01T00:00:00Z".parse().expect("a time"));
+    let _ = table::row(kind, &Tree::from(&object), "2026-01-01T00:00:00Z".parse().expect("a time"));
     if let Ok(bytes) = protobuf::encode(&kind.gvk(), &object) {
         let (_, back) = protobuf::decode(&bytes).expect("what was encoded is decoded");
         let _ = protobuf::encode(&kind.gvk(), &back).expect("what was decoded is encoded");

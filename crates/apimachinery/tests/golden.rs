@@ -5,9 +5,11 @@
 
 use std::path::PathBuf;
 
-use apimachinery::codec::protobuf;
+use apimachinery::codec::protobuf::{self, ListEncoder};
+use apimachinery::kinds::Gvk;
 use apimachinery::schema::schema;
-use serde_json::Value;
+use apimachinery::tree::Tree;
+use serde_json::{Value, json};
 
 fn golden_folder() -> Option<PathBuf> {
     std::env::var_os("CORACLE_K8S_API_TESTDATA").map(PathBuf::from)
@@ -43,4 +45,25 @@ fn golden_bytes_decode_and_encode() {
         seen += 1;
     }
     assert!(seen >= 24, "only {seen} kinds had golden bytes");
+}
+
+/// A list encoded item by item is the list encoded whole.
+#[test]
+fn lists_item_by_item() {
+    let gvk = Gvk::new("v1", "ConfigMapList");
+    let item = |name: &str| json!({"metadata": {"name": name, "labels": {"a": "b"}}, "data": {"k": "v", "a": ""}});
+    let metadata = json!({"resourceVersion": "7", "continue": "x"});
+    for names in [&["a", "b", "c"][..], &[]] {
+        let items: Vec<Value> = names.iter().map(|name| item(name)).collect();
+        let whole = protobuf::encode(&gvk, &json!({"metadata": metadata, "items": items})).expect("a list");
+        // Without and with room.
+        for bytes in [0, 10_000] {
+            let mut list = ListEncoder::new(&gvk, bytes).expect("a list's kind");
+            for item in items.iter().rev() {
+                list.push_front(&Tree::from(item)).expect("a ConfigMap");
+            }
+            assert_eq!(list.finish(&metadata).expect("a list"), whole);
+        }
+    }
+    assert!(ListEncoder::new(&Gvk::new("v1", "ConfigMap"), 0).is_err());
 }

@@ -3,6 +3,7 @@
 //! What is stored is JSON in the order that upstream writes it (`kind`, `apiVersion`, `metadata`, the rest) and without
 //! `metadata.resourceVersion`, so that GET, LIST and WATCH copy bytes and never parse.
 
+use apimachinery::tree::Tree;
 use serde_json::Value;
 
 const METADATA: &[u8] = b"\"metadata\":{";
@@ -83,6 +84,18 @@ pub fn parse(stored: &[u8], revision: i64) -> Result<Value, serde_json::Error> {
         metadata.insert("resourceVersion".to_owned(), revision.to_string().into());
     }
     Ok(value)
+}
+
+/// The same without copying texts.
+///
+/// # Errors
+/// As [`parse`].
+pub fn tree(stored: &[u8], revision: i64) -> Result<Tree<'_>, serde_json::Error> {
+    let mut tree = Tree::read(stored)?;
+    if let Some(metadata) = tree.get_mut("metadata").and_then(Tree::as_object_mut).filter(|_| revision > 0) {
+        metadata.set("resourceVersion".into(), Tree::String(revision.to_string().into()));
+    }
+    Ok(tree)
 }
 
 /// A string at a path of keys; empty when there is none.

@@ -1,7 +1,9 @@
 //! Answers: objects, lists and errors in the encoding and shape that was negotiated.
 
+use apimachinery::codec::protobuf::ListEncoder;
 use apimachinery::codec::{self, Media};
 use apimachinery::status::Status;
+use apimachinery::tree::Tree;
 use apimachinery::{Gvk, KindFacts};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, WARNING};
@@ -13,6 +15,9 @@ use serde_json::{Value, json};
 use crate::negotiate::{Accepted, Shape};
 use crate::resources::{Resource, Storage};
 use crate::{object, tables};
+
+/// What a resourceVersion adds to an object's stored bytes, at most.
+const REVISION_BYTES: usize = 48;
 
 /// A response's body: whole, or a stream.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -75,45 +80,62 @@ pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
     }
 }
 
-fn encode(accepted: Accepted, gvk: &Gvk, value: &Value) -> Result<Vec<u8>, Status> {
+/// Appends a JSON text.
+pub fn put(out: &mut Vec<u8>, value: &impl serde::Serialize) -> Result<(), Status> {
+    serde_json::to_writer(out, value).map_err(|error| Status::internal(format!("failed to encode an object: {error}")))
+}
+
+/// Turns compact JSON into the text that was asked for: as it is, indented, or YAML.
+fn laid_out(accepted: Accepted, json: Vec<u8>) -> Result<Vec<u8>, Status> {
+    let failed = |error: &dyn std::fmt::Display| Status::internal(format!("failed to encode an object: {error}"));
     match accepted.media {
-        Media::Json if accepted.pretty => {
-            serde_json::to_vec_pretty(value).map_err(|error| Status::internal(format!("failed to encode {gvk}: {error}")))
+        Media::Json if !accepted.pretty => Ok(json),
+        Media::Json => {
+            let value: Value = serde_json::from_slice(&json).map_err(|error| failed(&error))?;
+            serde_json::to_vec_pretty(&value).map_err(|error| failed(&error))
         }
-        media => codec::encode(media, gvk, value),
+        media => codec::encode(media, &Gvk::default(), &serde_json::from_slice(&json).map_err(|error| failed(&error))?),
     }
 }
 
-/// `PartialObjectMetadata` of an object.
-pub fn partial(object: &Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object.get("metadata").cloned().unwrap_or(json!({}))})
-}
-
-fn meta(kind: &str) -> Gvk {
-    Gvk::new("meta.k8s.io/v1", kind)
+/// Appends the `PartialObjectMetadata` of an object.
+pub fn put_partial(out: &mut Vec<u8>, object: &Tree<'_>) -> Result<(), Status> {
+    out.extend_from_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":");
+    match &object["metadata"] {
+        Tree::Null => out.extend_from_slice(b"{}"),
+        metadata => put(out, metadata)?,
+    }
+    out.push(b'}');
+    Ok(())
 }
 
 /// An object of any kind (a review, a Scale, a Status), unless it is a served resource asked for in another shape.
 pub fn value(code: u16, accepted: Accepted, object: &Value) -> Result<Response<Body>, Status> {
     let gvk = Gvk::of(object).unwrap_or_default();
-    Ok(bytes(code, accepted.media.as_str(), encode(accepted, &gvk, object)?))
-}
-
-/// Encodes one object of a resource in the negotiated shape. `first` tells whether a Table carries its column definitions.
-pub fn render(resource: &Resource, accepted: Accepted, object: Value, include: tables::Include, first: bool) -> Result<Vec<u8>, Status> {
-    let object = as_served(resource, object);
-    match accepted.shape {
-        Shape::Object => encode(accepted, &resource.facts.gvk(), &object),
-        Shape::Partial => encode(accepted, &meta("PartialObjectMetadata"), &partial(&object)),
-        Shape::Table => {
-            let metadata = json!({"resourceVersion": object::text(&object, &["metadata", "resourceVersion"])});
-            let table = tables::table(resource.facts, &[object], metadata, include, first);
-            encode(accepted, &meta("Table"), &table)
+    let body = match accepted.media {
+        Media::Json => {
+            let mut out = Vec::new();
+            put(&mut out, object)?;
+            laid_out(accepted, out)?
         }
-    }
+        media => codec::encode(media, &gvk, object)?,
+    };
+    Ok(bytes(code, accepted.media.as_str(), body))
 }
 
-/// Encodes one stored object: bytes are copied where they can be.
+/// Shows a stored object as the version that was asked for.
+fn with_tree<T>(resource: &Resource, stored: &[u8], revision: i64, act: impl FnOnce(&Tree<'_>) -> Result<T, Status>) -> Result<T, Status> {
+    if resource.converted {
+        let mut object = parse(stored, revision)?;
+        apimachinery::convert::convert(&mut object, &resource.facts.gvk());
+        return act(&Tree::from(&object));
+    }
+    let tree = object::tree(stored, revision);
+    act(&tree.map_err(|error| Status::internal(format!("failed to decode a stored object: {error}")))?)
+}
+
+/// Encodes one stored object in the negotiated shape; bytes are copied where they can be. `first` tells whether a Table carries its column
+/// definitions.
 pub fn render_stored(
     resource: &Resource,
     accepted: Accepted,
@@ -122,19 +144,30 @@ pub fn render_stored(
     include: tables::Include,
     first: bool,
 ) -> Result<Vec<u8>, Status> {
-    if accepted == (Accepted { stream: accepted.stream, ..Accepted::default() }) && !resource.converted {
-        let mut out = Vec::with_capacity(stored.len() + 48);
+    let mut out = Vec::new();
+    if accepted.shape == Shape::Object && accepted.media != Media::Protobuf && !resource.converted {
+        out.reserve(stored.len() + REVISION_BYTES);
         object::splice(&mut out, stored, revision, 0);
-        return Ok(out);
+        return laid_out(accepted, out);
     }
-    render(resource, accepted, parse(stored, revision)?, include, first)
-}
-
-fn as_served(resource: &Resource, mut object: Value) -> Value {
-    if resource.converted {
-        apimachinery::convert::convert(&mut object, &resource.facts.gvk());
-    }
-    object
+    with_tree(resource, stored, revision, |object| match (accepted.shape, accepted.media) {
+        (Shape::Object, Media::Protobuf) => codec::encode_tree(Media::Protobuf, &resource.facts.gvk(), object),
+        (Shape::Object, _) => {
+            put(&mut out, object)?;
+            laid_out(accepted, out)
+        }
+        (Shape::Partial, _) => {
+            put_partial(&mut out, object)?;
+            laid_out(accepted, out)
+        }
+        (Shape::Table, _) => {
+            let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"].as_str().unwrap_or("")});
+            tables::put_head(&mut out, resource.facts, &metadata, first);
+            tables::put_row(&mut out, resource.facts, object, jiff::Timestamp::now(), include)?;
+            out.extend_from_slice(b"]}");
+            laid_out(accepted, out)
+        }
+    })
 }
 
 /// Parses what the store holds.
@@ -171,45 +204,60 @@ pub fn list<'a>(
     resource: &Resource,
     storage: &Storage,
     accepted: Accepted,
-    items: impl Iterator<Item = (&'a [u8], i64)>,
+    items: impl DoubleEndedIterator<Item = (&'a [u8], i64)> + Clone,
     list_meta: &ListMeta,
     include: tables::Include,
 ) -> Result<Vec<u8>, Status> {
     let facts: &KindFacts = resource.facts;
-    let list_kind = format!("{}List", facts.kind);
-    if accepted == Accepted::default() && !resource.converted {
-        let mut out = Vec::with_capacity(4096);
-        let metadata = list_meta.to_value();
-        out.extend_from_slice(
-            format!("{{\"kind\":\"{list_kind}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[", facts.api_version()).as_bytes(),
-        );
-        for (index, (stored, revision)) in items.enumerate() {
-            if index > 0 {
-                out.push(b',');
-            }
-            object::splice(&mut out, stored, revision, object::type_prefix(stored, &storage.type_prefix));
+    let metadata = list_meta.to_value();
+    // Neither encoding is longer than what is stored, but for the revisions.
+    let size: usize = items.clone().map(|(stored, _)| stored.len() + REVISION_BYTES).sum();
+    if (accepted.shape, accepted.media) == (Shape::Object, Media::Protobuf) {
+        let unfit = |error: codec::protobuf::Error| Status::internal(error.to_string());
+        let gvk = Gvk::new(&facts.api_version(), &format!("{}List", facts.kind));
+        let mut list = ListEncoder::new(&gvk, size).map_err(unfit)?;
+        for (stored, revision) in items.rev() {
+            with_tree(resource, stored, revision, |object| list.push_front(object).map_err(unfit))?;
         }
-        out.extend_from_slice(b"]}");
-        return Ok(out);
+        return list.finish(&metadata).map_err(unfit);
     }
-    let parsed = items.map(|(stored, revision)| Ok(as_served(resource, parse(stored, revision)?)));
-    let mut objects = parsed.collect::<Result<Vec<Value>, Status>>()?;
-    let (gvk, value) = match accepted.shape {
-        Shape::Table => (meta("Table"), tables::table(facts, &objects, list_meta.to_value(), include, true)),
-        Shape::Partial => {
-            let items: Vec<Value> = objects.iter().map(partial).collect();
-            let gvk = meta("PartialObjectMetadataList");
-            let value = json!({"kind": gvk.kind, "apiVersion": "meta.k8s.io/v1", "metadata": list_meta.to_value(), "items": items});
-            (gvk, value)
+    let mut out = Vec::with_capacity(if accepted.shape == Shape::Object { size } else { size / 4 });
+    let now = jiff::Timestamp::now();
+    match accepted.shape {
+        Shape::Table => tables::put_head(&mut out, facts, &metadata, true),
+        shape => {
+            let (kind, version) = match shape {
+                Shape::Partial => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned()),
+                _ => (format!("{}List", facts.kind), facts.api_version()),
+            };
+            out.extend_from_slice(
+                format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{version}\",\"metadata\":{metadata},\"items\":[").as_bytes(),
+            );
         }
-        Shape::Object => {
-            for object in objects.iter_mut().filter_map(Value::as_object_mut) {
-                object.remove("kind");
-                object.remove("apiVersion");
+    }
+    for (index, (stored, revision)) in items.enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        match accepted.shape {
+            Shape::Object if !resource.converted => {
+                object::splice(&mut out, stored, revision, object::type_prefix(stored, &storage.type_prefix));
             }
-            let gvk = Gvk::new(&facts.api_version(), &list_kind);
-            (gvk, json!({"kind": list_kind, "apiVersion": facts.api_version(), "metadata": list_meta.to_value(), "items": objects}))
+            Shape::Object => with_tree(resource, stored, revision, |object| put_item(&mut out, object))?,
+            Shape::Partial => with_tree(resource, stored, revision, |object| put_partial(&mut out, object))?,
+            Shape::Table => with_tree(resource, stored, revision, |object| tables::put_row(&mut out, facts, object, now, include))?,
         }
-    };
-    encode(accepted, &gvk, &value)
+    }
+    out.extend_from_slice(b"]}");
+    laid_out(accepted, out)
+}
+
+/// Appends an object without kind and apiVersion: the list has them.
+fn put_item(out: &mut Vec<u8>, object: &Tree<'_>) -> Result<(), Status> {
+    let mut object = object.clone();
+    if let Some(members) = object.as_object_mut() {
+        members.remove("kind");
+        members.remove("apiVersion");
+    }
+    put(out, &object)
 }

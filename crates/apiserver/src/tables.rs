@@ -1,10 +1,11 @@
 //! `meta.k8s.io/v1` Tables: what `kubectl get` shows.
 
 use apimachinery::status::Status;
+use apimachinery::tree::Tree;
 use apimachinery::{KindFacts, table};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::reply::partial;
+use crate::reply::{put, put_partial};
 
 /// What a row carries of its object (`includeObject`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,21 +36,26 @@ impl Include {
     }
 }
 
-/// A Table of objects. `header`: whether the column definitions are in it (only in the first event of a watch).
-pub fn table(facts: &'static KindFacts, objects: &[Value], metadata: Value, include: Include, header: bool) -> Value {
-    let now = jiff::Timestamp::now();
-    let rows: Vec<Value> = objects
-        .iter()
-        .map(|object| {
-            let mut row = table::row(facts, object, now);
-            match include {
-                Include::None => row["object"] = Value::Null,
-                Include::Metadata => row["object"] = partial(object),
-                Include::Object => row["object"] = object.clone(),
-            }
-            row
-        })
-        .collect();
-    let columns = header.then(|| table::columns(facts));
-    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": columns, "rows": rows})
+/// Appends a Table up to its rows. `header`: whether the column definitions are in it (only in the first event of a watch).
+pub fn put_head(out: &mut Vec<u8>, facts: &KindFacts, metadata: &Value, header: bool) {
+    let columns = if header { Value::Array(table::columns(facts)) } else { Value::Null };
+    let head = format!(
+        "{{\"kind\":\"Table\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata},\"columnDefinitions\":{columns},\"rows\":["
+    );
+    out.extend_from_slice(head.as_bytes());
+}
+
+/// Appends the row of an object.
+pub fn put_row(out: &mut Vec<u8>, facts: &KindFacts, object: &Tree<'_>, now: jiff::Timestamp, include: Include) -> Result<(), Status> {
+    put(out, &table::row(facts, object, now))?;
+    // Inside the row's braces.
+    out.pop();
+    out.extend_from_slice(b",\"object\":");
+    match include {
+        Include::None => out.extend_from_slice(b"null"),
+        Include::Metadata => put_partial(out, object)?,
+        Include::Object => put(out, object)?,
+    }
+    out.push(b'}');
+    Ok(())
 }

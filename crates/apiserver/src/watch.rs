@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use apimachinery::codec::{self, Media};
 use apimachinery::status::Status;
+use apimachinery::tree::Tree;
 use apimachinery::{Gvk, KindFacts};
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -22,7 +23,7 @@ use crate::negotiate::{Accepted, Shape};
 use crate::read::{Selectors, resource_version, wait_for};
 use crate::reply::{self, Body};
 use crate::resources::Resource;
-use crate::tables::Include;
+use crate::tables::{self, Include};
 
 /// Between bookmarks (upstream's `bookmarkFrequency`).
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
@@ -208,8 +209,11 @@ impl Encoder {
             Shape::Table => {
                 let object = json!({"kind": facts.kind, "apiVersion": facts.api_version(), "metadata": metadata});
                 let first = std::mem::take(&mut self.first);
-                let table = crate::tables::table(facts, &[object], json!({"resourceVersion": revision.to_string()}), self.include, first);
-                (Gvk::new("meta.k8s.io/v1", "Table"), table)
+                let mut table = Vec::new();
+                tables::put_head(&mut table, facts, &json!({"resourceVersion": revision.to_string()}), first);
+                tables::put_row(&mut table, facts, &Tree::from(&object), jiff::Timestamp::now(), self.include)?;
+                table.extend_from_slice(b"]}");
+                return Ok(self.frame("BOOKMARK", &table));
             }
         };
         Ok(self.frame("BOOKMARK", &codec::encode(self.accepted.media, &gvk, &object)?))

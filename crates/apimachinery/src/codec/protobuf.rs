@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::kinds::Gvk;
 use crate::normalize::normalize;
-use crate::schema::{TypeId, schema};
+use crate::schema::{Field, TypeId, schema};
+use crate::tree::Tree;
 
 /// What an enveloped body starts with.
 pub const PREFIX: &[u8; 4] = b"k8s\0";
@@ -106,12 +107,59 @@ pub fn decode_raw(id: TypeId, bytes: &[u8]) -> Result<Value, Error> {
 
 /// Encodes an object with its envelope.
 pub fn encode(gvk: &Gvk, object: &Value) -> Result<Vec<u8>, Error> {
+    encode_tree(gvk, &Tree::from(object))
+}
+
+/// The same of a document.
+pub fn encode_tree(gvk: &Gvk, object: &Tree<'_>) -> Result<Vec<u8>, Error> {
     encode::enveloped(type_of(gvk)?, gvk, object)
 }
 
 /// Encodes a bare message of type `id` (no envelope).
 pub fn encode_raw(id: TypeId, object: &Value) -> Result<Vec<u8>, Error> {
-    encode::bare(id, object)
+    encode::bare(id, &Tree::from(object))
+}
+
+/// Encodes a list with its envelope, one item after another, from the last to the first.
+pub struct ListEncoder<'a> {
+    gvk: &'a Gvk,
+    metadata: &'static Field,
+    items: &'static Field,
+    out: encode::Backward,
+    behind: usize,
+}
+
+impl<'a> ListEncoder<'a> {
+    /// Begins a list of kind `gvk`, with room for `bytes` before it needs more.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKind`] for what is no list.
+    pub fn new(gvk: &'a Gvk, bytes: usize) -> Result<Self, Error> {
+        let found = schema().get(type_of(gvk)?);
+        let (Some(metadata), Some(items)) = (found.field("metadata"), found.field("items")) else {
+            return Err(Error::UnknownKind { kind: gvk.kind.clone(), version: gvk.api_version() });
+        };
+        let mut out = encode::Backward::with_capacity(bytes);
+        let behind = encode::open(&mut out);
+        Ok(Self { gvk, metadata, items, out, behind })
+    }
+
+    /// Puts an item in front of those that are there.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] for what does not fit the item's type.
+    pub fn push_front(&mut self, item: &Tree<'_>) -> Result<(), Error> {
+        encode::item(schema(), self.items, self.items.number, item, &mut self.out)
+    }
+
+    /// Ends the list.
+    ///
+    /// # Errors
+    /// [`Error::Unfit`] for metadata that is no ListMeta.
+    pub fn finish(mut self, metadata: &Value) -> Result<Vec<u8>, Error> {
+        encode::item(schema(), self.metadata, self.metadata.number, &Tree::from(metadata), &mut self.out)?;
+        Ok(encode::close(self.out, self.behind, self.gvk))
+    }
 }
 
 /// One event of a protobuf watch stream: a 4-byte big-endian length and a bare `WatchEvent` whose object is enveloped.

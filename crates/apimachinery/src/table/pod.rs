@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::View;
+use crate::tree::Tree;
 
 /// Sums over container statuses.
 #[derive(Default)]
@@ -14,9 +15,9 @@ struct Tally<'a> {
 }
 
 impl<'a> Tally<'a> {
-    fn count(&mut self, status: &'a Value) {
-        self.restarts += status.get("restartCount").and_then(Value::as_i64).unwrap_or(0);
-        let finished = status.pointer("/lastState/terminated/finishedAt").and_then(Value::as_str).unwrap_or("");
+    fn count(&mut self, status: &'a Tree<'a>) {
+        self.restarts += status.get("restartCount").and_then(Tree::as_i64).unwrap_or(0);
+        let finished = status.pointer("/lastState/terminated/finishedAt").and_then(Tree::as_str).unwrap_or("");
         // Canonical times compare as texts.
         if finished > self.last_restart {
             self.last_restart = finished;
@@ -24,25 +25,25 @@ impl<'a> Tally<'a> {
     }
 }
 
-fn is_true(value: &Value, key: &str) -> bool {
-    value.get(key) == Some(&Value::Bool(true))
+fn is_true(value: &Tree<'_>, key: &str) -> bool {
+    value.get(key) == Some(&Tree::Bool(true))
 }
 
-fn text<'a>(value: &'a Value, path: &str) -> &'a str {
-    value.pointer(path).and_then(Value::as_str).unwrap_or("")
+fn text<'a>(value: &'a Tree<'_>, path: &str) -> &'a str {
+    value.pointer(path).and_then(Tree::as_str).unwrap_or("")
 }
 
 fn condition_is_true(pod: &View<'_>, kind: &str) -> bool {
     pod.list("/status/conditions").iter().any(|condition| condition["type"] == kind && condition["status"] == "True")
 }
 
-pub(super) fn row(pod: &View<'_>) -> Value {
+pub(super) fn cells(pod: &View<'_>) -> Vec<Value> {
     let phase = pod.text("/status/phase");
     let mut reason = match pod.text("/status/reason") {
         "" => phase.to_owned(),
         reason => reason.to_owned(),
     };
-    let gated = |condition: &&Value| condition["type"] == "PodScheduled" && condition["reason"] == "SchedulingGated";
+    let gated = |condition: &&Tree<'_>| condition["type"] == "PodScheduled" && condition["reason"] == "SchedulingGated";
     if pod.list("/status/conditions").iter().any(|condition| gated(&condition)) {
         "SchedulingGated".clone_into(&mut reason);
     }
@@ -67,25 +68,27 @@ pub(super) fn row(pod: &View<'_>) -> Value {
     if tally.restarts != 0 && !tally.last_restart.is_empty() {
         restarts = format!("{restarts} ({} ago)", pod.since(tally.last_restart));
     }
-    let cells = json!([
+    vec![
         pod.name(),
-        format!("{}/{}", tally.ready, tally.total),
-        reason,
-        restarts,
+        format!("{}/{}", tally.ready, tally.total).into(),
+        reason.into(),
+        restarts.into(),
         pod.age(),
         pod.cell_or("/status/podIPs/0/ip", "<none>"),
         pod.cell_or("/spec/nodeName", "<none>"),
         pod.cell_or("/status/nominatedNodeName", "<none>"),
-        readiness_gates(pod),
-    ]);
-    let conditions = match phase {
-        "Succeeded" => {
-            json!([{"type": "Completed", "status": "True", "reason": "Succeeded", "message": "The pod has completed successfully."}])
-        }
-        "Failed" => json!([{"type": "Completed", "status": "True", "reason": "Failed", "message": "The pod failed."}]),
-        _ => return json!({"cells": cells}),
+        readiness_gates(pod).into(),
+    ]
+}
+
+/// What a row says of a pod that has ended.
+pub(super) fn conditions(pod: &View<'_>) -> Option<Value> {
+    let (reason, message) = match pod.text("/status/phase") {
+        "Succeeded" => ("Succeeded", "The pod has completed successfully."),
+        "Failed" => ("Failed", "The pod failed."),
+        _ => return None,
     };
-    json!({"cells": cells, "conditions": conditions})
+    Some(json!([{"type": "Completed", "status": "True", "reason": reason, "message": message}]))
 }
 
 /// Counts init containers; the reason to show while one of them is not done.
@@ -101,14 +104,14 @@ fn init_containers<'a>(pod: &View<'a>, tally: &mut Tally<'a>, sidecars: &mut Tal
         }
         let terminated = status.pointer("/state/terminated");
         let waiting = text(status, "/state/waiting/reason");
-        let exit_code = terminated.and_then(|state| state.get("exitCode")).and_then(Value::as_i64).unwrap_or(0);
+        let exit_code = terminated.and_then(|state| state.get("exitCode")).and_then(Tree::as_i64).unwrap_or(0);
         return Some(match terminated {
             Some(_) if exit_code == 0 => continue,
             _ if sidecar && is_true(status, "started") => {
                 tally.ready += usize::from(is_true(status, "ready"));
                 continue;
             }
-            Some(state) => match (text(state, "/reason"), state.get("signal").and_then(Value::as_i64).unwrap_or(0)) {
+            Some(state) => match (text(state, "/reason"), state.get("signal").and_then(Tree::as_i64).unwrap_or(0)) {
                 ("", 0) => format!("Init:ExitCode:{exit_code}"),
                 ("", signal) => format!("Init:Signal:{signal}"),
                 (reason, _) => format!("Init:{reason}"),
@@ -128,7 +131,7 @@ fn main_containers<'a>(pod: &View<'a>, tally: &mut Tally<'a>, reason: &mut Strin
         if !waiting.is_empty() {
             waiting.clone_into(reason);
         } else if let Some(state) = status.pointer("/state/terminated") {
-            let number = |key: &str| state.get(key).and_then(Value::as_i64).unwrap_or(0);
+            let number = |key: &str| state.get(key).and_then(Tree::as_i64).unwrap_or(0);
             *reason = match (text(state, "/reason"), number("signal")) {
                 ("", 0) => format!("ExitCode:{}", number("exitCode")),
                 ("", signal) => format!("Signal:{signal}"),

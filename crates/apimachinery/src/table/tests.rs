@@ -6,8 +6,7 @@ use crate::kinds;
 fn cells(group: &str, kind: &str, object: &Value) -> String {
     let facts = kinds::by_kind(group, "v1", kind).expect("served");
     let now = "2026-01-01T01:00:00Z".parse().expect("a time");
-    let row = row(facts, object, now);
-    let cells = row["cells"].as_array().expect("cells");
+    let cells = row(facts, &Tree::from(object), now).cells;
     assert_eq!(cells.len(), columns(facts).len(), "{kind}: a cell per column");
     cells.iter().map(|cell| cell.as_str().map_or_else(|| cell.to_string(), str::to_owned)).collect::<Vec<_>>().join(" | ")
 }

@@ -1,16 +1,16 @@
-//! Values to protobuf bytes.
+//! Objects to protobuf bytes.
 //!
-//! The buffer is filled from its end, so that lengths are known when they are written; it is turned around once, at the end.
+//! The buffer is filled from its end, so that lengths are known when they are written.
 
 use base64::Engine as _;
-use serde_json::Value;
 
 use super::{Error, PREFIX};
 use crate::kinds::Gvk;
 use crate::schema::{Container, Field, Item, Schema, Shape, Type, TypeId, Wire, schema};
 use crate::time;
+use crate::tree::Tree;
 
-const NULL: &Value = &Value::Null;
+static NULL: Tree<'static> = Tree::Null;
 
 /// Appends a varint (forward).
 pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
@@ -21,36 +21,66 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-/// A buffer of reversed bytes.
-#[derive(Default)]
-struct Backward(Vec<u8>);
+/// Bytes in front of which more are put.
+pub(super) struct Backward {
+    buffer: Vec<u8>,
+    /// Where what was put begins.
+    start: usize,
+}
 
 impl Backward {
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.0.extend(bytes.iter().rev());
+    /// With room for so many bytes before it grows.
+    pub(super) fn with_capacity(bytes: usize) -> Self {
+        Self { buffer: vec![0; bytes], start: bytes }
     }
 
-    fn varint(&mut self, value: u64) {
-        let start = self.0.len();
-        put_varint(&mut self.0, value);
-        self.0[start..].reverse();
+    fn len(&self) -> usize {
+        self.buffer.len() - self.start
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        if self.start < bytes.len() {
+            self.grow(bytes.len());
+        }
+        let end = self.start;
+        self.start -= bytes.len();
+        self.buffer[self.start..end].copy_from_slice(bytes);
+    }
+
+    #[cold]
+    fn grow(&mut self, more: usize) {
+        let mut buffer = vec![0; (self.len() + more).max(self.buffer.len() * 2).max(256)];
+        let start = buffer.len() - self.len();
+        buffer[start..].copy_from_slice(&self.buffer[self.start..]);
+        (self.buffer, self.start) = (buffer, start);
+    }
+
+    fn varint(&mut self, mut value: u64) {
+        const BYTES_MAX: usize = 10;
+        let (mut bytes, mut count) = ([0; BYTES_MAX], 0);
+        while value >= 0x80 {
+            bytes[count] = value as u8 | 0x80;
+            value >>= 7;
+            count += 1;
+        }
+        bytes[count] = value as u8;
+        self.bytes(&bytes[..=count]);
     }
 
     fn tag(&mut self, number: u32, wire_type: u32) {
         self.varint(u64::from(number << 3 | wire_type));
     }
 
-    /// Ends a length-delimited field whose payload began at `start`.
-    fn close(&mut self, number: u32, start: usize) {
-        let length = self.0.len() - start;
-        self.varint(length as u64);
+    /// Ends a length-delimited field behind which there were `length` bytes.
+    fn close(&mut self, number: u32, length: usize) {
+        self.varint((self.len() - length) as u64);
         self.tag(number, 2);
     }
 
     fn string(&mut self, number: u32, text: &str) {
-        let start = self.0.len();
+        let length = self.len();
         self.bytes(text.as_bytes());
-        self.close(number, start);
+        self.close(number, length);
     }
 
     fn number(&mut self, number: u32, value: i64) {
@@ -59,37 +89,47 @@ impl Backward {
     }
 
     fn finish(mut self) -> Vec<u8> {
-        self.0.reverse();
-        self.0
+        self.buffer.drain(..self.start);
+        self.buffer
     }
 }
 
-pub(super) fn bare(id: TypeId, object: &Value) -> Result<Vec<u8>, Error> {
-    let mut out = Backward::default();
+pub(super) fn bare(id: TypeId, object: &Tree<'_>) -> Result<Vec<u8>, Error> {
+    let mut out = Backward::with_capacity(0);
     message(schema(), id, object, &mut out)?;
     Ok(out.finish())
 }
 
-pub(super) fn enveloped(id: TypeId, gvk: &Gvk, object: &Value) -> Result<Vec<u8>, Error> {
-    let mut out = Backward::default();
+pub(super) fn enveloped(id: TypeId, gvk: &Gvk, object: &Tree<'_>) -> Result<Vec<u8>, Error> {
+    let mut out = Backward::with_capacity(1024);
+    let length = open(&mut out);
+    message(schema(), id, object, &mut out)?;
+    Ok(close(out, length, gvk))
+}
+
+/// Puts what stands behind the object in its envelope.
+pub(super) fn open(out: &mut Backward) -> usize {
     out.string(4, "");
     out.string(3, "");
-    let start = out.0.len();
-    message(schema(), id, object, &mut out)?;
-    out.close(2, start);
-    let start = out.0.len();
-    out.string(2, &gvk.kind);
-    out.string(1, &gvk.api_version());
-    out.close(1, start);
-    out.bytes(PREFIX);
-    Ok(out.finish())
+    out.len()
 }
 
-fn unfit(field: &'static str, value: &Value) -> Error {
+/// Puts what stands in front of the object in its envelope.
+pub(super) fn close(mut out: Backward, length: usize, gvk: &Gvk) -> Vec<u8> {
+    out.close(2, length);
+    let length = out.len();
+    out.string(2, &gvk.kind);
+    out.string(1, &gvk.api_version());
+    out.close(1, length);
+    out.bytes(PREFIX);
+    out.finish()
+}
+
+fn unfit(field: &'static str, value: &Tree<'_>) -> Error {
     Error::Unfit { field, value: value.to_string() }
 }
 
-fn message(schema: &'static Schema, id: TypeId, value: &Value, out: &mut Backward) -> Result<(), Error> {
+pub(super) fn message(schema: &'static Schema, id: TypeId, value: &Tree<'_>, out: &mut Backward) -> Result<(), Error> {
     let found = schema.get(id);
     match found.shape {
         Shape::Object => object(schema, found, value, out),
@@ -116,8 +156,8 @@ fn message(schema: &'static Schema, id: TypeId, value: &Value, out: &mut Backwar
     }
 }
 
-fn timestamp(found: &'static Type, value: &Value, out: &mut Backward) -> Result<(), Error> {
-    let Value::String(text) = value else {
+fn timestamp(found: &'static Type, value: &Tree<'_>, out: &mut Backward) -> Result<(), Error> {
+    let Tree::String(text) = value else {
         return if value.is_null() { Ok(()) } else { Err(unfit(found.name, value)) };
     };
     let time = time::parse(text).ok_or_else(|| unfit(found.name, value))?;
@@ -128,27 +168,27 @@ fn timestamp(found: &'static Type, value: &Value, out: &mut Backward) -> Result<
     Ok(())
 }
 
-fn object(schema: &'static Schema, found: &'static Type, value: &Value, out: &mut Backward) -> Result<(), Error> {
-    if !value.is_object() && !value.is_null() {
+fn object(schema: &'static Schema, found: &'static Type, value: &Tree<'_>, out: &mut Backward) -> Result<(), Error> {
+    if !matches!(value, Tree::Object(_) | Tree::Null) {
         return Err(unfit(found.name, value));
     }
     for wire in found.wire.iter().rev() {
         match wire {
             Wire::Field(index) => member(schema, &found.fields[usize::from(*index)], value, out)?,
             Wire::Inline(number, indices) => {
-                let start = out.0.len();
+                let length = out.len();
                 for index in indices.iter().rev() {
                     member(schema, &found.fields[usize::from(*index)], value, out)?;
                 }
-                out.close(*number, start);
+                out.close(*number, length);
             }
         }
     }
     Ok(())
 }
 
-fn member(schema: &'static Schema, field: &'static Field, owner: &Value, out: &mut Backward) -> Result<(), Error> {
-    let value = owner.get(field.name).unwrap_or(NULL);
+fn member(schema: &'static Schema, field: &'static Field, owner: &Tree<'_>, out: &mut Backward) -> Result<(), Error> {
+    let value = owner.get(field.name).unwrap_or(&NULL);
     match field.container {
         Container::Single => {
             if value.is_null() && (field.pointer || field.item == Item::Bytes) {
@@ -157,30 +197,28 @@ fn member(schema: &'static Schema, field: &'static Field, owner: &Value, out: &m
             item(schema, field, field.number, value, out)
         }
         Container::List => match value {
-            Value::Array(items) => items.iter().rev().try_for_each(|value| item(schema, field, field.number, value, out)),
-            Value::Null => Ok(()),
+            Tree::List(items) => items.iter().rev().try_for_each(|value| item(schema, field, field.number, value, out)),
+            Tree::Null => Ok(()),
             other => Err(unfit(field.name, other)),
         },
         Container::Map => match value {
-            Value::Object(items) => {
-                let mut pairs: Vec<(&String, &Value)> = items.iter().collect();
-                pairs.sort_unstable_by_key(|(key, _)| *key);
-                for (key, value) in pairs.into_iter().rev() {
-                    let start = out.0.len();
+            Tree::Object(items) => {
+                for (key, value) in items.iter().rev() {
+                    let length = out.len();
                     item(schema, field, 2, value, out)?;
                     out.string(1, key);
-                    out.close(field.number, start);
+                    out.close(field.number, length);
                 }
                 Ok(())
             }
-            Value::Null => Ok(()),
+            Tree::Null => Ok(()),
             other => Err(unfit(field.name, other)),
         },
     }
 }
 
 /// Writes one item with a tag of `number`; null is the zero value.
-fn item(schema: &'static Schema, field: &'static Field, number: u32, value: &Value, out: &mut Backward) -> Result<(), Error> {
+pub(super) fn item(schema: &'static Schema, field: &'static Field, number: u32, value: &Tree<'_>, out: &mut Backward) -> Result<(), Error> {
     let null = value.is_null();
     match field.item {
         Item::String => {
@@ -203,21 +241,21 @@ fn item(schema: &'static Schema, field: &'static Field, number: u32, value: &Val
         Item::Bytes => {
             let text = if null { "" } else { value.as_str().ok_or_else(|| unfit(field.name, value))? };
             let bytes = base64::engine::general_purpose::STANDARD.decode(text).map_err(|_| unfit(field.name, value))?;
-            let start = out.0.len();
+            let length = out.len();
             out.bytes(&bytes);
-            out.close(number, start);
+            out.close(number, length);
         }
         Item::Strings => {
-            let start = out.0.len();
-            for text in value.as_array().into_iter().flatten().rev() {
+            let length = out.len();
+            for text in value.as_list().into_iter().flatten().rev() {
                 out.string(1, text.as_str().ok_or_else(|| unfit(field.name, value))?);
             }
-            out.close(number, start);
+            out.close(number, length);
         }
         Item::Type(id) => {
-            let start = out.0.len();
+            let length = out.len();
             message(schema, id, value, out)?;
-            out.close(number, start);
+            out.close(number, length);
         }
     }
     Ok(())
