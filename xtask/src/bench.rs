@@ -2,9 +2,11 @@
 //! JSON lines on stdout, with the versions and settings of both sides.
 
 mod group;
+mod pull;
 mod runtime;
 mod server;
 mod system;
+mod table;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,11 +22,15 @@ use testkit::registry::Registry;
 use testkit::tar::Entry;
 
 use crate::{build, setup, sh};
+use group::Group;
 use runtime::{Life, Runtime};
 use system::System;
 
 /// How often something that is waited for is looked at.
 const POLL: Duration = Duration::from_millis(20);
+/// How long what is idle is watched, after it has come to rest.
+const IDLE: Duration = Duration::from_secs(30);
+const SETTLE: Duration = Duration::from_secs(10);
 /// Sequences of pods per side, taken in turn, so that a slower minute of the machine meets both.
 const ROUNDS: u32 = 2;
 /// Debian's static busybox: the container's and containerd's sandbox's executable.
@@ -36,8 +42,8 @@ pub struct Args {
     /// Pods per side, one after another.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pods: u32,
-    /// Idle pods per side whose memory is measured.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Idle pods per side whose memory and CPU time are measured.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     idle: u32,
     /// Objects in the API servers.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -61,6 +67,8 @@ pub struct Args {
 enum Part {
     /// Pods of our node runtime beside containerd and runc.
     Pods,
+    /// Pulls of a large image by both.
+    Pull,
     /// `coracle up`.
     System,
     /// `coracle apiserver` beside kube-apiserver and etcd.
@@ -166,23 +174,35 @@ fn measure(args: &Args, places: &Places) -> Result<()> {
     let registry = Registry::start().context("failed to start the registry")?;
     let image = registry.add("bench", "1", &image()?);
 
-    let sides = if args.wants(Part::Pods) { pods(args, places, &image)? } else { Vec::new() };
-    let system = if args.wants(Part::System) { Some(system::measure(places, &image)?) } else { None };
+    let (mut sides, mut pulls) = (Vec::new(), Vec::new());
+    if args.wants(Part::Pods) || args.wants(Part::Pull) {
+        let runtimes = runtimes(args, places, &image)?;
+        if args.wants(Part::Pods) {
+            sides = pods(args, &runtimes)?;
+        }
+        if args.wants(Part::Pull) {
+            pulls = pull::measure(&registry, &runtimes)?;
+        }
+        for runtime in runtimes {
+            runtime.end()?;
+        }
+    }
+    let system = if args.wants(Part::System) { Some(system::measure(places, &image, args.idle)?) } else { None };
     let client = places.client.with_file_name("api-bench");
     let peers = args.peers.as_deref();
     let servers =
         if args.wants(Part::Apiserver) { server::measure(&client, &places.executables, peers, args.objects)? } else { Vec::new() };
-    print(args, &sides, system.as_ref());
+    print(args, &sides, &pulls, system.as_ref());
     server::print(&servers);
-    lines(args, &sides, system.as_ref());
+    lines(args, &sides, &pulls, system.as_ref());
     for line in servers {
         println!("{line}");
     }
     Ok(())
 }
 
-/// Pods of both sides in turn, then idle ones.
-fn pods(args: &Args, places: &Places, image: &str) -> Result<Vec<Side>> {
+/// Both sides, running.
+fn runtimes(args: &Args, places: &Places, image: &str) -> Result<Vec<Runtime>> {
     let network = if testkit::containerd::has_cni_plugins() { "pod" } else { "node" };
     let mut runtimes = vec![Runtime::ours(places, image, network)?];
     let there = |peers: &&PathBuf| ["containerd", "containerd-shim-runc-v2", "runc"].iter().all(|name| peers.join(name).exists());
@@ -190,8 +210,13 @@ fn pods(args: &Args, places: &Places, image: &str) -> Result<Vec<Side>> {
         Some(peers) => runtimes.push(Runtime::theirs(places, peers, image, network)?),
         None => eprintln!("there is no containerd and runc to measure beside: ours alone"),
     }
-    let mut sides = lives(args, &runtimes)?;
-    for (side, runtime) in sides.iter_mut().zip(&runtimes) {
+    Ok(runtimes)
+}
+
+/// Pods of both sides in turn, then idle ones.
+fn pods(args: &Args, runtimes: &[Runtime]) -> Result<Vec<Side>> {
+    let mut sides = lives(args, runtimes)?;
+    for (side, runtime) in sides.iter_mut().zip(runtimes) {
         eprintln!("==> {} idle pods of {}", args.idle, side.name);
         side.daemon_pss_kib = runtime.group.pss_kib()?;
         let processes = runtime.group.processes()?;
@@ -199,10 +224,26 @@ fn pods(args: &Args, places: &Places, image: &str) -> Result<Vec<Side>> {
         side.pod_pss_kib = runtime.group.pss_kib()?.saturating_sub(side.daemon_pss_kib) / u64::from(args.idle);
         side.pod_processes = runtime.group.processes()?.saturating_sub(processes) as f64 / f64::from(args.idle);
     }
+    // Side by side, for neither does anything that the other could feel.
+    let groups: Vec<&Group> = runtimes.iter().map(|runtime| &runtime.group).collect();
+    for (side, idle) in sides.iter_mut().zip(idle_cpu(&groups)?) {
+        side.idle_cpu_ms_per_s = idle;
+    }
     for runtime in runtimes {
-        runtime.end()?;
+        runtime.clear()?;
     }
     Ok(sides)
+}
+
+/// CPU milliseconds per second of groups in which nothing happens.
+fn idle_cpu(groups: &[&Group]) -> Result<Vec<f64>> {
+    eprintln!("==> {} s of idleness", IDLE.as_secs());
+    std::thread::sleep(SETTLE);
+    let before = groups.iter().map(|group| group.cpu_seconds()).collect::<Result<Vec<f64>>>()?;
+    let began = Instant::now();
+    std::thread::sleep(IDLE);
+    let used = |(group, before): (&&Group, f64)| Ok((group.cpu_seconds()? - before) * 1000.0 / began.elapsed().as_secs_f64());
+    groups.iter().zip(before).map(used).collect()
 }
 
 /// An image of busybox: `sleep`, `true`, and by default a sandbox's endless sleep.
@@ -223,6 +264,7 @@ struct Side {
     daemon_pss_kib: u64,
     pod_pss_kib: u64,
     pod_processes: f64,
+    idle_cpu_ms_per_s: f64,
 }
 
 impl Side {
@@ -242,6 +284,7 @@ fn lives(args: &Args, runtimes: &[Runtime]) -> Result<Vec<Side>> {
         daemon_pss_kib: 0,
         pod_pss_kib: 0,
         pod_processes: 0.0,
+        idle_cpu_ms_per_s: 0.0,
     };
     let mut sides: Vec<Side> = runtimes.iter().map(side).collect();
     for runtime in runtimes {
@@ -273,65 +316,52 @@ const CALLS: [Call; 7] = [
     ("RemovePodSandbox", |life| life.remove),
 ];
 
-fn print(args: &Args, sides: &[Side], system: Option<&System>) {
+fn print(args: &Args, sides: &[Side], pulls: &[pull::Side], system: Option<&System>) {
     let build = if args.dev { "development build: not to be compared" } else { "release build" };
-    println!("{build}");
+    println!("{build}; the last column says how many times better ours is than theirs (below 1: worse)");
     if !sides.is_empty() {
         print_pods(args, sides);
     }
+    pull::print(pulls);
     if let Some(system) = system {
-        print_system(system);
+        print_system(args, system);
     }
 }
 
 fn print_pods(args: &Args, sides: &[Side]) {
-    println!("{} pods of one container in sequence per side, {} idle pods for memory", args.pods, args.idle);
+    println!("{} pods of one container in sequence per side, {} idle pods for memory and idle CPU", args.pods, args.idle);
     for side in sides {
         println!("{}: {}; {}", side.name, side.version, side.settings);
     }
     println!();
-    let head = sides.iter().map(|side| format!(" {:>22}", side.name)).collect::<String>();
-    println!("{:<44}{head} {:>8}", "", if sides.len() == 2 { "ratio" } else { "" });
+    table::head(&sides.iter().map(|side| side.name).collect::<Vec<_>>());
     for (what, of) in CALLS {
-        let taken: Vec<(f64, f64)> = sides.iter().map(|side| min_median(side.lives.iter().map(of))).collect();
-        let cells: Vec<String> = taken.iter().map(|(min, median)| format!("{min:.1} / {median:.1}")).collect();
-        row(&format!("{what}, ms, min / median"), &cells, &taken.iter().map(|(_, median)| *median).collect::<Vec<_>>());
+        table::spread(&format!("{what}, ms, min / median"), sides.iter().map(|side| min_median(side.lives.iter().map(of))));
     }
-    let figure = |what: &str, digits: usize, of: fn(&Side) -> f64| {
-        let values: Vec<f64> = sides.iter().map(of).collect();
-        row(what, &values.iter().map(|value| format!("{value:.digits$}")).collect::<Vec<_>>(), &values);
-    };
+    let figure = |what: &str, digits: usize, of: fn(&Side) -> f64| table::figure(what, digits, sides.iter().map(of));
     figure("CPU per pod life, s", 3, Side::cpu_per_pod);
     figure("PSS of everything per pod, KiB", 0, |side| side.pod_pss_kib as f64);
     figure("PSS of the daemon without pods, KiB", 0, |side| side.daemon_pss_kib as f64);
+    figure("idle CPU of everything with the idle pods, ms/s", 2, |side| side.idle_cpu_ms_per_s);
     println!();
 }
 
-fn print_system(system: &System) {
+fn print_system(args: &Args, system: &System) {
     let (min, median) = min_median(system.running.iter().copied());
     println!("coracle up to node Ready: {:.2} s", system.ready);
     println!("coracle apply of a Deployment to its pod Running: {min:.0} / {median:.0} ms (min / median of {})", system.running.len());
     println!(
-        "the idle program: PSS {:.1} MiB in {} processes, {:.1} % of a core",
+        "the idle program: PSS {:.1} MiB in {} processes, {:.2} ms of CPU per second",
         system.pss_kib as f64 / 1024.0,
         system.processes,
-        system.idle_cpu_percent
+        system.idle_cpu_ms_per_s
     );
+    println!("the whole program (node part and server) with {} idle pods: {:.2} ms of CPU per second", args.idle, system.pods_cpu_ms_per_s);
     println!();
 }
 
-/// One row; the ratio is theirs by ours.
-fn row(what: &str, cells: &[String], values: &[f64]) {
-    let cells = cells.iter().map(|cell| format!(" {cell:>22}")).collect::<String>();
-    let ratio = match values {
-        [ours, theirs] if *ours > 0.0 => format!("{:.1}", theirs / ours),
-        _ => String::new(),
-    };
-    println!("{what:<44}{cells} {ratio:>8}");
-}
-
 /// The same for programs.
-fn lines(args: &Args, sides: &[Side], system: Option<&System>) {
+fn lines(args: &Args, sides: &[Side], pulls: &[pull::Side], system: Option<&System>) {
     for side in sides {
         let calls: serde_json::Map<String, serde_json::Value> = CALLS
             .iter()
@@ -346,15 +376,20 @@ fn lines(args: &Args, sides: &[Side], system: Option<&System>) {
                 "bench": "pods", "side": side.name, "version": side.version, "settings": side.settings, "release": !args.dev,
                 "pods": side.lives.len(), "calls": calls, "cpu_seconds_per_pod": side.cpu_per_pod(), "idle_pods": args.idle,
                 "pod_pss_kib": side.pod_pss_kib, "daemon_pss_kib": side.daemon_pss_kib, "processes_per_idle_pod": side.pod_processes,
+                "idle_cpu_ms_per_s": side.idle_cpu_ms_per_s,
             })
         );
+    }
+    for side in pulls {
+        println!("{}", side.line());
     }
     let Some(system) = system else { return };
     println!(
         "{}",
         json!({
             "bench": "system", "release": !args.dev, "ready_s": system.ready, "apply_to_running_ms": system.running,
-            "pss_kib": system.pss_kib, "processes": system.processes, "idle_cpu_percent": system.idle_cpu_percent,
+            "pss_kib": system.pss_kib, "processes": system.processes, "idle_cpu_ms_per_s": system.idle_cpu_ms_per_s,
+            "pods": args.idle, "pods_cpu_ms_per_s": system.pods_cpu_ms_per_s,
         })
     );
 }

@@ -31,7 +31,7 @@ const CLIENTS: usize = 16;
 /// Bytes of each object's data.
 const DATA_BYTES: usize = 1000;
 /// Timed lists of each kind.
-const LISTS: usize = 5;
+const LISTS: usize = 11;
 /// Watchers of one resource.
 const WATCHERS: usize = 100;
 /// Timed events that all watchers see.
@@ -96,10 +96,11 @@ async fn measure(side: &str, version: &str, server: &Server, began: Instant, obj
     for (name, accept) in [("json", "application/json"), ("table", TABLE), ("protobuf", PROTOBUF)] {
         lists.insert(name.to_owned(), list(server, &target, accept).await?);
     }
+    let listed_pss_kib = pss_kib(server)?;
     let delays = watch(server, &target).await?;
     let line = json!({
         "bench": "apiserver", "side": side, "version": version, "objects": objects, "clients": CLIENTS, "ready_s": ready_seconds,
-        "idle_pss_kib": idle_pss_kib, "full_pss_kib": full_pss_kib, "create": creates, "get": gets, "list": lists,
+        "idle_pss_kib": idle_pss_kib, "full_pss_kib": full_pss_kib, "listed_pss_kib": listed_pss_kib, "create": creates, "get": gets, "list": lists,
         "watchers": WATCHERS, "watch": delays,
     });
     println!("{line}");
@@ -280,12 +281,6 @@ fn cpu_seconds(server: &Server) -> Result<f64> {
 }
 
 fn pss_kib(server: &Server) -> Result<u64> {
-    let mut sum = 0;
-    for pid in server.pids() {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-            .with_context(|| format!("failed to read the memory of process {pid}"))?;
-        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).and_then(|rest| rest.trim().strip_suffix("kB"));
-        sum += line.and_then(|number| number.trim().parse::<u64>().ok()).context("smaps_rollup has no Pss")?;
-    }
-    Ok(sum)
+    let of = |pid| testkit::process::pss_kib(pid).with_context(|| format!("failed to read the memory of process {pid}"));
+    server.pids().map(of).sum()
 }

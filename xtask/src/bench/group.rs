@@ -67,14 +67,8 @@ impl Group {
 
     /// Proportional set size of all processes of the group, KiB.
     pub fn pss_kib(&self) -> Result<u64> {
-        let mut sum = 0;
-        for pid in members(&self.path)? {
-            // Gone in between: it holds nothing.
-            let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else { continue };
-            let pss = text.lines().find_map(|line| line.strip_prefix("Pss:")).and_then(|rest| rest.trim().strip_suffix("kB"));
-            sum += pss.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0);
-        }
-        Ok(sum)
+        // One that is gone in between holds nothing.
+        Ok(members(&self.path)?.into_iter().filter_map(|pid| testkit::process::pss_kib(pid).ok()).sum())
     }
 
     /// How many processes are in the group.

@@ -31,6 +31,11 @@ pub struct Life {
 }
 
 #[derive(Deserialize)]
+struct Pulled {
+    pull: f64,
+}
+
+#[derive(Deserialize)]
 struct Version {
     name: String,
     version: String,
@@ -107,17 +112,33 @@ impl Runtime {
         self.ask(&["up", &pods.to_string()]).map(drop)
     }
 
+    /// Pulls an image; milliseconds.
+    pub fn pull(&self, reference: &str) -> Result<f64> {
+        let answer = self.ask_of(reference, &["pull"])?;
+        let answer: Pulled = serde_json::from_str(&answer).with_context(|| format!("the client printed {answer:?}"))?;
+        Ok(answer.pull)
+    }
+
+    /// Removes all pods.
+    pub fn clear(&self) -> Result<()> {
+        self.ask(&["down"]).map(drop)
+    }
+
     /// Removes all pods and ends the daemon.
     pub fn end(mut self) -> Result<()> {
         const TERM: u32 = 15;
-        self.ask(&["down"])?;
+        self.clear()?;
         linux::child::send_signal(self.daemon.id(), TERM).with_context(|| format!("failed to end {}", self.name))?;
         wait_until(PATIENCE, &format!("the end of {}", self.name), || Ok(self.daemon.try_wait()?.is_some()))
     }
 
     fn ask(&self, words: &[&str]) -> Result<String> {
+        self.ask_of(&self.image, words)
+    }
+
+    fn ask_of(&self, image: &str, words: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.client);
-        command.arg(&self.socket).arg(&self.image).arg(&self.logs).arg(self.group.pods()).arg(self.network).args(words);
+        command.arg(&self.socket).arg(image).arg(&self.logs).arg(self.group.pods()).arg(self.network).args(words);
         sh::output(&mut command).with_context(|| format!("{}: {}", self.name, words.join(" ")))
     }
 }

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::row;
+use super::table;
+use super::table::Better::{self, Less, More};
 use crate::sh;
 
 /// One JSON object for each side.
@@ -20,41 +21,44 @@ pub fn measure(client: &Path, executables: &Path, peers: Option<&Path>, objects:
     lines.lines().map(|line| serde_json::from_str(line).with_context(|| format!("api-bench printed no JSON: {line}"))).collect()
 }
 
-/// What a row shows: its name, digits after the point, and where the figures stand.
-const ROWS: [(&str, usize, &[&str]); 16] = [
-    ("start to ready, s", 2, &["/ready_s"]),
-    ("PSS idle, KiB", 0, &["/idle_pss_kib"]),
-    ("PSS with all objects, KiB", 0, &["/full_pss_kib"]),
-    ("creates per second", 0, &["/create/per_second"]),
-    ("CPU per create, us", 0, &["/create/cpu_us"]),
-    ("create, ms, min / median / p99", 2, &["/create/latency_ms/min", "/create/latency_ms/median", "/create/latency_ms/p99"]),
-    ("GETs per second", 0, &["/get/per_second"]),
-    ("CPU per GET, us", 0, &["/get/cpu_us"]),
-    ("GET, ms, min / median / p99", 2, &["/get/latency_ms/min", "/get/latency_ms/median", "/get/latency_ms/p99"]),
-    ("LIST of all, JSON, ms, min / median", 1, &["/list/json/latency_ms/min", "/list/json/latency_ms/median"]),
-    ("LIST of all, Table, ms, min / median", 1, &["/list/table/latency_ms/min", "/list/table/latency_ms/median"]),
-    ("LIST of all, protobuf, ms, min / median", 1, &["/list/protobuf/latency_ms/min", "/list/protobuf/latency_ms/median"]),
-    ("CPU per LIST, JSON, ms", 0, &["/list/json/cpu_ms"]),
-    ("CPU per LIST, protobuf, ms", 0, &["/list/protobuf/cpu_ms"]),
-    ("last of 100 watchers, ms, min / median / p99", 1, &["/watch/delay_ms/min", "/watch/delay_ms/median", "/watch/delay_ms/p99"]),
-    ("CPU per watched event, us", 0, &["/watch/cpu_us_per_event"]),
+/// What a row shows: its name, digits after the point, which figure is better, and where the figures stand.
+type Row = (&'static str, usize, Better, &'static [&'static str]);
+
+const ROWS: [Row; 18] = [
+    ("start to ready, s", 2, Less, &["/ready_s"]),
+    ("PSS idle, KiB", 0, Less, &["/idle_pss_kib"]),
+    ("PSS with all objects, KiB", 0, Less, &["/full_pss_kib"]),
+    ("PSS after all lists, KiB", 0, Less, &["/listed_pss_kib"]),
+    ("creates per second", 0, More, &["/create/per_second"]),
+    ("CPU per create, us", 0, Less, &["/create/cpu_us"]),
+    ("create, ms, min / median / p99", 2, Less, &["/create/latency_ms/min", "/create/latency_ms/median", "/create/latency_ms/p99"]),
+    ("GETs per second", 0, More, &["/get/per_second"]),
+    ("CPU per GET, us", 0, Less, &["/get/cpu_us"]),
+    ("GET, ms, min / median / p99", 2, Less, &["/get/latency_ms/min", "/get/latency_ms/median", "/get/latency_ms/p99"]),
+    ("LIST of all, JSON, ms, min / median", 1, Less, &["/list/json/latency_ms/min", "/list/json/latency_ms/median"]),
+    ("LIST of all, Table, ms, min / median", 1, Less, &["/list/table/latency_ms/min", "/list/table/latency_ms/median"]),
+    ("LIST of all, protobuf, ms, min / median", 1, Less, &["/list/protobuf/latency_ms/min", "/list/protobuf/latency_ms/median"]),
+    ("CPU per LIST, JSON, ms", 0, Less, &["/list/json/cpu_ms"]),
+    ("CPU per LIST, Table, ms", 0, Less, &["/list/table/cpu_ms"]),
+    ("CPU per LIST, protobuf, ms", 0, Less, &["/list/protobuf/cpu_ms"]),
+    ("last of 100 watchers, ms, min / median / p99", 1, Less, &["/watch/delay_ms/min", "/watch/delay_ms/median", "/watch/delay_ms/p99"]),
+    ("CPU per watched event, us", 0, Less, &["/watch/cpu_us_per_event"]),
 ];
 
-/// The table. The ratio is of the first figure that is not a minimum.
+/// The table. What is compared is the first figure that is not a minimum.
 pub fn print(sides: &[Value]) {
     let Some(first) = sides.first() else { return };
     println!("API servers: {} ConfigMaps of 1 kB, {} clients", first["objects"], first["clients"]);
     for side in sides {
         println!("{}: {}", side["side"].as_str().unwrap_or_default(), side["version"].as_str().unwrap_or_default());
     }
-    let head = sides.iter().map(|side| format!(" {:>22}", side["side"].as_str().unwrap_or_default())).collect::<String>();
-    println!("{:<44}{head} {:>8}", "", if sides.len() == 2 { "ratio" } else { "" });
-    for (what, digits, places) in ROWS {
+    table::head(&sides.iter().map(|side| side["side"].as_str().unwrap_or_default()).collect::<Vec<_>>());
+    for (what, digits, better, places) in ROWS {
         let figures = |side: &Value| -> Vec<f64> { places.iter().filter_map(|place| side.pointer(place)?.as_f64()).collect() };
         let taken: Vec<Vec<f64>> = sides.iter().map(figures).collect();
         let cell = |figures: &Vec<f64>| figures.iter().map(|figure| format!("{figure:.digits$}")).collect::<Vec<_>>().join(" / ");
         let compared: Vec<f64> = taken.iter().filter_map(|figures| figures.get(usize::from(figures.len() > 1)).copied()).collect();
-        row(what, &taken.iter().map(cell).collect::<Vec<_>>(), &compared);
+        table::row(what, &taken.iter().map(cell).collect::<Vec<_>>(), &compared, better);
     }
     println!();
 }

@@ -8,13 +8,11 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::group::Group;
-use super::{Places, wait_until};
+use super::{Places, idle_cpu, wait_until};
 use crate::sh;
 
 /// How long the node may take to be Ready, and a pod to run.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long the idle program is watched.
-const IDLE: Duration = Duration::from_secs(10);
 /// Timed Deployments; one before them pulls the image and is not counted.
 const DEPLOYMENTS: u32 = 5;
 
@@ -28,8 +26,10 @@ pub struct System {
     pub pss_kib: u64,
     /// Its processes.
     pub processes: usize,
-    /// CPU of the idle program, percent of a core.
-    pub idle_cpu_percent: f64,
+    /// CPU of the idle program, milliseconds per second.
+    pub idle_cpu_ms_per_s: f64,
+    /// The same with idle pods.
+    pub pods_cpu_ms_per_s: f64,
 }
 
 struct Up<'a> {
@@ -38,7 +38,7 @@ struct Up<'a> {
 }
 
 /// Brings a cluster up, measures it, takes it down.
-pub fn measure(places: &Places, image: &str) -> Result<System> {
+pub fn measure(places: &Places, image: &str, pods: u32) -> Result<System> {
     let group = Group::create(format!("{}/up", places.cgroup))?;
     eprintln!("==> coracle up");
     let began = Instant::now();
@@ -46,16 +46,17 @@ pub fn measure(places: &Places, image: &str) -> Result<System> {
     wait_until(PATIENCE, "the node to be Ready", || up.node_ready())?;
     let ready = began.elapsed().as_secs_f64();
 
-    let (cpu, idle) = (group.cpu_seconds()?, Instant::now());
-    std::thread::sleep(IDLE);
-    let idle_cpu_percent = (group.cpu_seconds()? - cpu) / idle.elapsed().as_secs_f64() * 100.0;
+    let idle_cpu_ms_per_s = idle_cpu(&[&group])?[0];
     let (pss_kib, processes) = (group.pss_kib()?, group.processes()?);
 
     eprintln!("==> coracle apply, {DEPLOYMENTS} times");
-    up.apply("warm", image)?;
-    let running = (0..DEPLOYMENTS).map(|number| up.apply(&format!("bench-{number}"), image)).collect::<Result<_>>()?;
+    up.apply("warm", image, 1)?;
+    let running: Vec<f64> = (0..DEPLOYMENTS).map(|number| up.apply(&format!("bench-{number}"), image, 1)).collect::<Result<_>>()?;
+    eprintln!("==> {pods} idle pods");
+    up.apply("idle", image, pods)?;
+    let pods_cpu_ms_per_s = idle_cpu(&[&group])?[0];
     up.down()?;
-    Ok(System { ready, running, pss_kib, processes, idle_cpu_percent })
+    Ok(System { ready, running, pss_kib, processes, idle_cpu_ms_per_s, pods_cpu_ms_per_s })
 }
 
 impl Up<'_> {
@@ -95,8 +96,8 @@ impl Up<'_> {
         Ok(conditions.into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True"))
     }
 
-    /// Milliseconds from the start of `coracle apply` to Running.
-    fn apply(&mut self, name: &str, image: &str) -> Result<f64> {
+    /// Milliseconds from the start of `coracle apply` until all pods are Running.
+    fn apply(&mut self, name: &str, image: &str, replicas: u32) -> Result<f64> {
         let labels = json!({ "app": name });
         let container = json!({
             "name": "sleep", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["/bin/sleep", "1000000"],
@@ -106,7 +107,7 @@ impl Up<'_> {
             "kind": "Deployment",
             "metadata": { "name": name },
             "spec": {
-                "replicas": 1,
+                "replicas": replicas,
                 "selector": { "matchLabels": labels },
                 "template": {
                     "metadata": { "labels": labels },
@@ -120,7 +121,9 @@ impl Up<'_> {
         sh::output(self.coracle(&["apply", "--timeout", "0"]).arg("--filename").arg(&file))?;
         let path = format!("/api/v1/namespaces/default/pods?labelSelector=app%3D{name}");
         wait_until(PATIENCE, &format!("the pod of Deployment {name}"), || {
-            Ok(self.get(&path)?.pointer("/items/0/status/phase").is_some_and(|phase| phase == "Running"))
+            let pods = self.get(&path)?;
+            let pods = pods["items"].as_array().into_iter().flatten();
+            Ok(pods.filter(|pod| pod["status"]["phase"] == "Running").count() == replicas as usize)
         })?;
         Ok(began.elapsed().as_secs_f64() * 1000.0)
     }

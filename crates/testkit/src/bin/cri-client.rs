@@ -1,6 +1,6 @@
 //! The CRI client of `cargo xtask bench`: makes pods of one container, one after another, and prints how long each call took.
 //!
-//! `cri-client SOCKET IMAGE LOGS CGROUP-PARENT pod|node prepare | lives COUNT | up COUNT | down`, one JSON object a line on stdout. It is a
+//! `cri-client SOCKET IMAGE LOGS CGROUP-PARENT pod|node prepare | pull | lives COUNT | up COUNT | down`, one JSON object a line on stdout. It is a
 //! program of its own so that what it costs is counted on neither side, and no client's start is in a call's time.
 
 #![forbid(unsafe_code)]
@@ -53,10 +53,11 @@ async fn run(words: &[&str]) -> Result<()> {
     };
     match command {
         ["prepare"] => client.prepare().await,
+        ["pull"] => client.pull().await,
         ["lives", count] => client.lives(count.parse()?).await,
         ["up", count] => client.up(count.parse()?).await,
         ["down"] => client.down().await,
-        _ => Err("prepare, lives COUNT, up COUNT or down is wanted".into()),
+        _ => Err("prepare, pull, lives COUNT, up COUNT or down is wanted".into()),
     }
 }
 
@@ -83,9 +84,22 @@ impl Client {
     /// Says who answers, and pulls the image.
     async fn prepare(&mut self) -> Result<()> {
         let version = self.runtime.version(v1::VersionRequest::default()).await?.into_inner();
+        self.pull_image().await?;
+        println!("{}", json!({ "name": version.runtime_name, "version": version.runtime_version }));
+        Ok(())
+    }
+
+    /// Pulls the image, and says how many milliseconds that took.
+    async fn pull(&mut self) -> Result<()> {
+        let mut clock = Clock(Instant::now());
+        self.pull_image().await?;
+        println!("{}", json!({ "pull": clock.lap() }));
+        Ok(())
+    }
+
+    async fn pull_image(&mut self) -> Result<()> {
         let request = v1::PullImageRequest { image: Some(self.image.clone()), ..Default::default() };
         self.images.pull_image(request).await?;
-        println!("{}", json!({ "name": version.runtime_name, "version": version.runtime_version }));
         Ok(())
     }
 
