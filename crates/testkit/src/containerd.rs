@@ -104,7 +104,9 @@ impl Config {
         if let Some(cri) = &self.cri {
             let host = hosts.join(&cri.registry);
             std::fs::create_dir_all(&host)?;
-            std::fs::write(host.join("hosts.toml"), format!("server = \"http://{}\"\n", cri.registry))?;
+            // 1.7 does not read a file that names no host.
+            let text = format!("server = \"http://{0}\"\n[host.\"http://{0}\"]\ncapabilities = [\"pull\", \"resolve\"]\n", cri.registry);
+            std::fs::write(host.join("hosts.toml"), text)?;
             if let Some(bridge) = &cri.network {
                 std::fs::write(cni.join("10-bridge.conflist"), bridge.conflist(&self.folder.join("ipam")))?;
             }
