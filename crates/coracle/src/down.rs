@@ -131,7 +131,7 @@ fn remove_logs(settings: &Settings) -> Result<()> {
 }
 
 fn remove_tree(path: &Utf8Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
+    match linux::tree::remove(path.as_std_path()) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("failed to remove {path}")),
         _ => Ok(()),
     }

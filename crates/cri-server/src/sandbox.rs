@@ -525,7 +525,7 @@ impl Server {
 /// # Errors
 /// [`Error::Io`].
 pub fn remove_dir(dir: &Utf8Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
+    match linux::tree::remove(dir.as_std_path()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(Error::io("remove directory", dir)),
     }

@@ -20,7 +20,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, file};
-use crate::unpack::remove_tree;
 
 pub(crate) const VERSION: u32 = 1;
 const SYNC_EACH_ENTRIES_MAX: u64 = 16;
@@ -385,7 +384,10 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
 /// Removes a file or a whole directory by name.
 pub(crate) fn remove(dir: &Path, name: &str) -> Result<(), Error> {
     let fd = File::open(dir).map_err(file("open", dir))?;
-    remove_tree(&fd, name.as_bytes()).map_err(|e| file("remove", &dir.join(name))(e.into()))
+    match linux::tree::remove_at(&fd, name.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file("remove", &dir.join(name))(error)),
+        _ => Ok(()),
+    }
 }
 
 /// A record that parses; `None` when it is missing or broken. One of a newer version is an error: an older program must not remove it.

@@ -203,7 +203,7 @@ impl Unpacker<'_> {
             self.done.implicit.retain(|p| !below(p));
             self.done.links_below.retain(|(p, _)| !below(p));
             self.directories.retain(|(p, _)| !below(p));
-            remove_tree(self.dir(), name).map_err(|e| self.failed(path, e))?;
+            linux::tree::remove_at(self.dir(), name).map_err(|e| self.failed(path, e))?;
         } else {
             unlinkat(self.dir(), OsStr::from_bytes(name), AtFlags::empty()).map_err(|e| self.failed(path, e))?;
         }
@@ -450,26 +450,6 @@ fn set_xattr(dir: &OwnedFd, key: &str, value: &[u8]) -> rustix::io::Result<()> {
 fn lset_xattr(dir: &OwnedFd, name: &[u8], key: &str, value: &[u8]) -> rustix::io::Result<()> {
     let path = [format!("/proc/self/fd/{}/", dir.as_raw_fd()).as_bytes(), name].concat();
     rustix::fs::lsetxattr(OsStr::from_bytes(&path), key, value, XattrFlags::empty())
-}
-
-/// Removes `name` below `dir` and everything in it, following nothing.
-pub(crate) fn remove_tree(dir: impl AsFd, name: &[u8]) -> rustix::io::Result<()> {
-    let os_name = OsStr::from_bytes(name);
-    match unlinkat(&dir, os_name, AtFlags::empty()) {
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(Errno::NOENT) => return Ok(()),
-        other => return other,
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = openat(&dir, os_name, flags, Mode::empty())?;
-    for entry in rustix::fs::Dir::read_from(&fd)? {
-        let entry = entry?;
-        let inner = entry.file_name().to_bytes();
-        if inner != b"." && inner != b".." {
-            remove_tree(&fd, inner)?;
-        }
-    }
-    unlinkat(&dir, os_name, AtFlags::REMOVEDIR)
 }
 
 /// Opens a directory to unpack into or look below.

@@ -342,7 +342,7 @@ fn remove_logs(root: &std::path::Path, kept: &HashSet<String>) {
         let parts: Vec<&str> = name.split('_').collect();
         if let [_, _, uid] = parts.as_slice()
             && !kept.contains(*uid)
-            && let Err(error) = std::fs::remove_dir_all(entry.path())
+            && let Err(error) = linux::tree::remove(&entry.path())
         {
             tracing::warn!(directory = name, %error, "failed to remove the logs of a pod that is gone");
         }

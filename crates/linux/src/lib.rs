@@ -36,6 +36,7 @@ pub mod scm;
 pub mod seccomp;
 pub mod signal;
 pub mod sysctl;
+pub mod tree;
 pub mod unix;
 
 pub use error::{Error, Result};

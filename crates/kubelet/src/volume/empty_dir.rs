@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 
 use crate::quantity;
 
-/// Makes the directory; with medium `Memory` mounts a tmpfs, of `memory_bytes` unless the volume says less.
-pub fn set_up(path: &Path, source: &EmptyDirVolumeSource, memory_bytes: i64) -> Result<(), String> {
+/// Makes the directory; with medium `Memory` mounts a tmpfs, of `memory_bytes` unless the volume says less. True when it was not there.
+pub fn set_up(path: &Path, source: &EmptyDirVolumeSource, memory_bytes: i64) -> Result<bool, String> {
     let failed = |act: &str, e: &dyn std::fmt::Display| format!("failed to {act} {}: {e}", path.display());
     let is_new = !path.is_dir();
     if is_new {
@@ -33,7 +33,7 @@ pub fn set_up(path: &Path, source: &EmptyDirVolumeSource, memory_bytes: i64) -> 
         let mode = std::fs::Permissions::from_mode(mode);
         std::fs::set_permissions(path, mode).map_err(|e| failed("set the mode of", &e))?;
     }
-    Ok(())
+    Ok(fresh)
 }
 
 /// True when another filesystem than its parent's is at `path`.

@@ -86,8 +86,15 @@ fn set_up_one(inputs: &Inputs<'_>, volume: &Volume) -> Result<Mounted, String> {
     }
     if let Some(source) = &volume.empty_dir {
         let path = directory("empty-dir");
-        empty_dir::set_up(&path, source, inputs.memory_bytes)?;
-        ownership::apply_group(&path, inputs.pod, false)?;
+        let fresh = empty_dir::set_up(&path, source, inputs.memory_bytes)?;
+        // Once, before any container has it: one that runs could put links in the way of the walk (upstream's readiness file).
+        let plugin = pod_directory(inputs.root, model::uid(inputs.pod)).join("plugins/kubernetes.io~empty-dir").join(&volume.name);
+        let ready = plugin.join("ready");
+        if fresh || !ready.exists() {
+            ownership::apply_group(&path, inputs.pod, false)?;
+            std::fs::create_dir_all(&plugin).map_err(|e| format!("failed to make directory {}: {e}", plugin.display()))?;
+            std::fs::write(&ready, "").map_err(|e| format!("failed to write {}: {e}", ready.display()))?;
+        }
         return Ok(Mounted { path, readonly: false });
     }
     let (kind, files) = payload::files(volume, inputs)?;
@@ -117,7 +124,7 @@ pub fn tear_down(root: &Path, uid: &str) -> Result<(), String> {
         }
     }
     if errors.is_empty()
-        && let Err(error) = std::fs::remove_dir_all(&directory)
+        && let Err(error) = linux::tree::remove(&directory)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         errors.push(format!("failed to remove {}: {error}", directory.display()));
