@@ -395,10 +395,10 @@ impl Birth {
                 _ => birth.join_after.push((kind, fd)),
             }
         }
-        match cgroup.v2_directory() {
-            Some(dir) => birth.cgroup_directory = Some(linux::fs::open_directory(&dir)?),
-            None => birth.cgroup_entries = cgroup.entries()?,
-        }
+        // A helper is in the user namespace already, and may have no right to a host's group that is not the container's alone.
+        let birthplace = if helper { cgroup.v2_directory() } else { cgroup.birthplace() };
+        birth.cgroup_directory = birthplace.map(|dir| linux::fs::open_directory(&dir)).transpose()?;
+        birth.cgroup_entries = cgroup.entries(birth.cgroup_directory.is_some())?;
         Ok(birth)
     }
 

@@ -140,7 +140,7 @@ impl Joining<'_> {
         let first = self.container.pidfd()?;
         let kinds = self.foreign_namespaces()?;
         let cgroup = self.container.cgroup()?;
-        let entries = if cgroup.is_v2() { Vec::new() } else { cgroup.entries()? };
+        let entries = cgroup.entries(true)?;
         let (ours, theirs) = linux::unix::packet_pair()?;
         let own = namespace::open(Path::new("/proc/self/ns/pid"), Kind::Pid)?;
         let enters_pid = kinds.contains(&Kind::Pid);
@@ -171,11 +171,11 @@ impl Joining<'_> {
         result.map(|()| pidfd)
     }
 
-    /// On v2 a process is born in the container's group. That can be closed to processes (the container handed controllers down to groups
+    /// In the v2 hierarchy a process is born in the container's group. That can be closed to processes (the container handed controllers down to groups
     /// that it made), or gone (its first process moved out): then it is the first process' group, as with runc (v1.5.2,
     /// libcontainer/process_linux.go).
     fn clone_in_group(&self, cgroup: &Cgroup) -> Result<Cloned> {
-        let Some(directory) = cgroup.v2_directory() else { return Ok(linux::process::clone(&CloneOptions::default())?) };
+        let Some(directory) = cgroup.birthplace() else { return Ok(linux::process::clone(&CloneOptions::default())?) };
         let born_in = |directory: &Path| {
             let directory = linux::fs::open_directory(directory)?;
             linux::process::clone(&CloneOptions { cgroup: Some(directory.as_fd()), ..CloneOptions::default() })
@@ -184,7 +184,7 @@ impl Joining<'_> {
             Err(e) if [EBUSY, ENOENT, ENODEV].iter().any(|errno| e.is(*errno)) => {
                 let path = linux::cgroup::path_of(self.container.record.pid, None)?;
                 let group = Cgroup::new(&Host::detect()?, &path);
-                Ok(born_in(&group.v2_directory().unwrap_or(directory))?)
+                Ok(born_in(&group.birthplace().unwrap_or(directory))?)
             }
             other => Ok(other?),
         }

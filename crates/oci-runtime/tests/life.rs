@@ -124,6 +124,13 @@ fn exec_adds_processes() {
     let sleeper = exec_process(&bundle, json!(["sleep", "1000"]));
     bundle.run(&["exec", "--process", &sleeper, "--detach", "--pid-file", "exec.pid", "c"]).ok();
     let pid = read(&bundle.path("exec.pid"));
+    // As the host sees them, in every hierarchy, also in a v2 one beside v1.
+    let groups = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("groups");
+    assert_eq!(groups(pid.trim()), groups(&pids[0].to_string()));
+    let unified = |text: &str| text.lines().find(|line| line.starts_with("0::")).map(str::to_owned);
+    if let Some(own) = unified(&groups("self")) {
+        assert_ne!(unified(&groups(pid.trim())), Some(own), "in the container's group");
+    }
     let pids: Vec<i32> = serde_json::from_str(&bundle.run(&["ps", "--format", "json", "c"]).ok()).expect("pids");
     assert!(pids.len() == 2 && pids.contains(&pid.parse().expect("digits")), "{pids:?} {pid}");
     let missing = exec_process(&bundle, json!(["nope"]));

@@ -165,10 +165,16 @@ impl Cgroup {
         self.v2.as_ref().map(|mount| mount.join(&self.path))
     }
 
+    /// The directory of the v2 hierarchy in which a process can be born ([`crate::process::CloneOptions`]), also on hybrid hosts. That costs nothing;
+    /// to be moved there later waits until every processor has gone by (the kernel's `cgroup_threadgroup_rwsem`), some 6 ms.
+    pub fn birthplace(&self) -> Option<PathBuf> {
+        self.v2_directory().or_else(|| self.unified.clone())
+    }
+
     /// The directories, each once: with its controllers on v1 (`name=systemd` among them), with none in a v2 hierarchy,
     /// which comes last on hybrid hosts.
     pub fn directories(&self) -> Vec<(Vec<String>, PathBuf)> {
-        let v2 = self.v2_directory().or_else(|| self.unified.clone());
+        let v2 = self.birthplace();
         self.v1.iter().cloned().chain(v2.map(|dir| (Vec::new(), dir))).collect()
     }
 
@@ -230,13 +236,15 @@ impl Cgroup {
     }
 
     /// Descriptors through which [`enter`] puts the calling process into the group, opened while one may (the rights
-    /// are those of the opener).
+    /// are those of the opener). One that was `born` in the group's [`Cgroup::birthplace`] needs none for that.
     ///
     /// # Errors
     /// When a directory is missing.
-    pub fn entries(&self) -> Result<Vec<OwnedFd>> {
+    pub fn entries(&self, born: bool) -> Result<Vec<OwnedFd>> {
         let file = |names: &[String]| if names.is_empty() { "cgroup.procs" } else { "tasks" };
-        self.directories().iter().map(|(names, dir)| crate::fs::open_plain(&dir.join(file(names)), libc::O_WRONLY)).collect()
+        let directories = self.directories();
+        let needed = directories.iter().filter(|(names, _)| !(born && names.is_empty()));
+        needed.map(|(names, dir)| crate::fs::open_plain(&dir.join(file(names)), libc::O_WRONLY)).collect()
     }
 
     /// Puts the process `pid` into the group. For oneself, [`enter`] is fifty times cheaper on v1.
