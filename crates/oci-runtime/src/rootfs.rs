@@ -227,11 +227,7 @@ impl Plan {
         let attributes = attr::NOSUID | attr::NODEV | attr::NOEXEC;
         let target = linux::fs::make_directories_in_root(self.root(), &planned.destination)?;
         if self.cgroups.v1.is_empty() {
-            let mounted = if self.cgroup_namespace {
-                FileSystem::open("cgroup2")?.mount(attributes | readonly)?
-            } else {
-                self.own_group(&self.cgroup.v2_directory().unwrap_or_default(), attributes | readonly)?
-            };
+            let mounted = self.unified(attributes | readonly)?;
             mount::attach(mounted.as_fd(), target.as_fd())?;
             return planned.set_propagation(mounted.as_fd());
         }
@@ -248,6 +244,18 @@ impl Plan {
             set_readonly(parent.as_fd(), false)?;
         }
         planned.set_propagation(parent.as_fd())
+    }
+
+    /// The v2 hierarchy, from the root of the cgroup namespace that one is in on: what `/proc/self/cgroup` says is a path in it. A user
+    /// namespace that may not mount it gets it bound, as with runc (v1.5.2, libcontainer/rootfs_linux.go).
+    fn unified(&self, attributes: u64) -> Result<OwnedFd> {
+        match FileSystem::open("cgroup2").and_then(|fs| fs.mount(attributes)) {
+            Err(e) if e.is(EPERM) || e.is(EBUSY) => {
+                let own = self.cgroup.v2_directory().filter(|_| self.cgroup_namespace);
+                self.bound(&own.or_else(|| self.cgroups.v2.clone()).unwrap_or_default(), attributes)
+            }
+            other => Ok(other?),
+        }
     }
 
     fn mount_hierarchy(&self, parent: BorrowedFd<'_>, controllers: &[String], dir: &Path, attributes: u64) -> Result<()> {
@@ -267,7 +275,7 @@ impl Plan {
             }
             fs.mount(attributes)?
         } else {
-            self.own_group(dir, attributes)?
+            self.bound(dir, attributes)?
         };
         mount::attach(mounted.as_fd(), target.as_fd())?;
         if controllers.len() > 1 {
@@ -278,8 +286,8 @@ impl Plan {
         Ok(())
     }
 
-    /// The container's own group, bound from the host.
-    fn own_group(&self, dir: &Path, attributes: u64) -> Result<OwnedFd> {
+    /// A group, bound from the host.
+    fn bound(&self, dir: &Path, attributes: u64) -> Result<OwnedFd> {
         let tree = mount::clone_tree(None, dir, false)?;
         mount::set_attributes(tree.as_fd(), AttributeChange { set: attributes, ..Default::default() }, false)?;
         Ok(tree)
@@ -373,7 +381,9 @@ impl Plan {
     }
 }
 
+const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
+const EBUSY: i32 = 16;
 const EEXIST: i32 = 17;
 const ENOTDIR: i32 = 20;
 

@@ -263,6 +263,30 @@ fn a_user_namespace_maps_ids() {
 }
 
 #[test]
+fn limits_are_found_without_a_cgroup_namespace() {
+    if !available("limits_are_found_without_a_cgroup_namespace") {
+        return;
+    }
+    let mut bundle = Bundle::new("no-cgroupns");
+    bundle.config["linux"]["namespaces"].as_array_mut().expect("namespaces").retain(|namespace| namespace["type"] != "cgroup");
+    bundle.config["linux"]["resources"]["pids"] = json!({ "limit": 77 });
+    // On v1 a hierarchy begins at the container's group; on v2 it is the host's, in which /proc/self/cgroup names the group.
+    bundle.shell(
+        "if [ -e /sys/fs/cgroup/cgroup.controllers ]; then IFS=: read -r id controllers path < /proc/self/cgroup; cat /sys/fs/cgroup$path/pids.max; \
+         else cat /sys/fs/cgroup/pids/pids.max; fi",
+    );
+    assert_eq!(bundle.output(), "77\n");
+    // Nor does a user namespace keep it from finding them, though it may not mount the hierarchy.
+    bundle.config["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({ "type": "user" }));
+    for list in ["uidMappings", "gidMappings"] {
+        bundle.config["linux"][list] = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+    }
+    std::os::unix::fs::chown(bundle.path("rootfs"), Some(100_000), Some(100_000)).expect("chown");
+    assert_eq!(bundle.output(), "77\n");
+    bundle.assert_nothing_left();
+}
+
+#[test]
 fn a_terminal_is_handed_over() {
     if !available("a_terminal_is_handed_over") {
         return;
