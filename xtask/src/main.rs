@@ -7,6 +7,7 @@ mod build;
 mod demo;
 mod gate;
 mod generate;
+mod guest;
 mod readme;
 mod setup;
 mod sh;

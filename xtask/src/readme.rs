@@ -10,7 +10,7 @@ use crate::{setup, sh};
 const BEGIN: &str = "<!-- suites: written by cargo xtask test -->";
 const END: &str = "<!-- /suites -->";
 
-/// Writes the counts of upstream's suites into their block, if they are other than what stands there.
+/// Writes the counts of the suites that ran into their block, if they are other than what stands there.
 ///
 /// # Errors
 /// When the README cannot be read or written, or has no such block.
@@ -27,18 +27,30 @@ pub fn write_counts(suites: &[SuiteCount]) -> Result<()> {
     fs::write(&path, written).with_context(|| format!("failed to write {}", path.display()))
 }
 
+/// The suite with its version, and the command that runs it alone.
+fn cells(suite: &str) -> (String, String) {
+    match suite {
+        "critest" => (format!("critest {}", setup::CRI_TOOLS.trim_start_matches('v')), "cargo xtask test --package e2e critest".to_owned()),
+        guest if guest.starts_with("cgroup v2") => (guest.to_owned(), "cargo xtask test --package cgroup-v2".to_owned()),
+        other => (other.to_owned(), format!("cargo xtask test --package e2e {other}")),
+    }
+}
+
+/// Rows of suites that did not run stay as they are.
 fn with_counts(text: &str, suites: &[SuiteCount]) -> Option<String> {
     let (before, rest) = text.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    let mut block = String::from(
-        "\n| suite | passed | failed | skipped, each with its reason in `e2e/skips.toml` | command |\n|---|---|---|---|---|\n",
-    );
-    for suite in suites {
-        let version = if suite.suite == "critest" { format!(" {}", setup::CRI_TOOLS.trim_start_matches('v')) } else { String::new() };
-        let SuiteCount { suite, passed, failed, skipped } = suite;
-        block.push_str(&format!("| {suite}{version} | {passed} | {failed} | {skipped} | `cargo xtask test --package e2e {suite}` |\n"));
+    let (old, after) = rest.split_once(END)?;
+    let ran = |row: &&str| suites.iter().any(|suite| row.starts_with(&format!("| {} |", cells(&suite.suite).0)));
+    let kept = old.lines().filter(|row| row.starts_with("| ") && !row.starts_with("| suite |"));
+    let mut rows: Vec<String> = kept.filter(|row| !ran(row)).map(str::to_owned).collect();
+    for SuiteCount { suite, passed, failed, skipped } in suites {
+        let (name, command) = cells(suite);
+        rows.push(format!("| {name} | {passed} | {failed} | {skipped} | `{command}` |"));
     }
-    Some(format!("{before}{BEGIN}{block}{END}{after}"))
+    rows.sort();
+    let head =
+        "\n| suite | passed | failed | skipped, each with its reason in `e2e/skips.toml` | command |\n|---|---|---|---|---|\n".to_owned();
+    Some(format!("{before}{BEGIN}{head}{}\n{END}{after}", rows.join("\n")))
 }
 
 #[cfg(test)]
@@ -51,6 +63,9 @@ mod tests {
         let first = with_counts(&format!("a\n{BEGIN}old{END}\nb\n"), &suites).unwrap();
         assert!(first.starts_with("a\n") && first.ends_with("\nb\n") && first.contains("| 90 | 0 | 18 |") && !first.contains("old"));
         assert_eq!(with_counts(&first, &suites).unwrap(), first);
+        let other = [SuiteCount { suite: "cgroup v2: shim".into(), passed: 9, failed: 0, skipped: 0 }];
+        let both = with_counts(&first, &other).unwrap();
+        assert!(both.contains("| cgroup v2: shim | 9 | 0 | 0 | `cargo xtask test --package cgroup-v2` |\n| critest "), "{both}");
         assert_eq!(with_counts("no block", &suites), None);
     }
 }

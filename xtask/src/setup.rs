@@ -37,6 +37,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "containernetworking-plugins", shown_by: "/usr/lib/cni/bridge", need: Need::Tests },
     Package { name: "crun", shown_by: "/usr/bin/crun", need: Need::Tests },
     Package { name: "pkg-config", shown_by: "pkg-config", need: Need::Tests },
+    Package { name: "qemu-system-x86", shown_by: "qemu-system-x86_64", need: Need::Tests },
 ];
 
 /// What this machine has.
@@ -72,6 +73,7 @@ pub fn prepare(need: Need) -> Result<Host> {
         if host.apt {
             let directory = cache().join("peers");
             debian(&mut host, &directory);
+            keep(&mut host, &directory, "vmlinuz", GUEST_KERNEL, debian_kernel);
             host.peers = Some(directory);
         }
         if host.go {
@@ -164,6 +166,29 @@ fn debian(host: &mut Host, directory: &Path) {
             host.missing.push(format!("Debian package {}: {error:#}", peer.package));
         }
     }
+}
+
+/// The package that depends on the newest kernel of the series: one for virtual machines, with the drivers that the guest needs built in.
+const GUEST_KERNEL: &str = "linux-image-6.12-cloud-amd64";
+
+/// The guest's kernel (guest.rs), out of its package: to install it would write to /boot.
+fn debian_kernel(to: &Path) -> Result<()> {
+    let depends = || {
+        let text = sh::output(Command::new("apt-cache").args(["depends", GUEST_KERNEL]))?;
+        let name = text.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-").map(|end| format!("linux-image-{end}")));
+        name.with_context(|| format!("apt knows no {GUEST_KERNEL}"))
+    };
+    let package = depends().or_else(|_| {
+        sh::run("apt-get update", Command::new("apt-get").args(["update", "-qq"]))?;
+        depends()
+    })?;
+    let tree = cache().join("debs/kernel");
+    unpack(&package, &tree)?;
+    let boot = fs::read_dir(tree.join("boot")).context("the package has no /boot")?.flatten().map(|entry| entry.path());
+    let is_kernel = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"));
+    let kernel = boot.into_iter().find(is_kernel).context("the package has no kernel")?;
+    fs::copy(&kernel, to).with_context(|| format!("failed to write {}", to.display()))?;
+    fs::remove_dir_all(&tree).with_context(|| format!("failed to remove {}", tree.display()))
 }
 
 fn unpack(package: &str, to: &Path) -> Result<()> {

@@ -147,6 +147,13 @@ pub fn refused(skipped: &[Skipped], specs: &[SkippedSpec], ran: &[SuiteCount], h
     Ok(sentences)
 }
 
+/// The same of the tests that ran in the guest: its kernel lacks nothing that they need, whatever this machine's does.
+pub fn refused_in_guest(skipped: &[Skipped], host: &Host) -> Result<Vec<String>> {
+    let mut listed = read()?.skip;
+    listed.retain(|entry| !matches!(entry.when, Condition::KernelLacks(_)));
+    Ok(judge(skipped, &listed, host).into_iter().map(|sentence| format!("on cgroup v2: {sentence}")).collect())
+}
+
 fn judge(skipped: &[Skipped], listed: &[Skip], host: &Host) -> Vec<String> {
     let judge_one = |skip: &Skipped| {
         // One that lacks either of two things has two entries.

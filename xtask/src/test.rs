@@ -2,20 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use testkit::host::Lists;
 
+use crate::guest::{Guest, Line, Program};
 use crate::skips::{self, Skipped, SkippedSpec, SuiteCount};
 use crate::{build, gate, readme, setup, sh};
 
 /// The flags of `cargo xtask test`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Only the tests of these packages.
+    /// Only the tests of these packages; `cgroup-v2` are those that run on cgroup v2, in QEMU.
     #[arg(long, short)]
     package: Vec<String>,
     /// Leave the gate out.
@@ -24,6 +26,15 @@ pub struct Args {
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
+
+/// The name, in the place of a package, of what runs in the guest.
+const CGROUP_V2: &str = "cgroup-v2";
+
+/// What runs in the guest: packages, and of each the test targets; none are all.
+const GUEST_SUITES: [(&str, &[&str]); 3] = [("oci-runtime", &[]), ("shim", &[]), ("linux", &["cgroup_v2"])];
+
+/// Tests of these suites that compute and ask no kernel: emulation would only make them slow.
+const GUEST_LEAVES_OUT: [&str; 2] = ["the_same_as_libseccomp", "configurations"];
 
 /// The run's counts, written to `target/test-summary.json` and read by nobody's hand.
 #[derive(Debug, Default, Serialize)]
@@ -35,6 +46,11 @@ struct Summary {
     suites: Vec<SuiteCount>,
     #[serde(skip)]
     skipped_specs: Vec<SkippedSpec>,
+    /// Whether only tests of some name ran: the guest's counts are then no suite's.
+    #[serde(skip)]
+    filtered: bool,
+    #[serde(skip)]
+    skipped_in_guest: Vec<Skipped>,
     seconds: u64,
     missing: Vec<String>,
     left_behind: Vec<String>,
@@ -74,41 +90,177 @@ pub fn run(args: Args) -> Result<()> {
         gate::run()?;
     }
     let executables = build::all(build::Profile::Dev)?;
-    let mut list = sh::cargo(["test", "--locked", "--no-run"]);
-    select(&mut list, &args);
-    sh::run("build the tests", &mut list)?;
+    let selected = Selected::of(&args);
+    let programs = selected.build()?;
 
     let before = Lists::take(&testkit::host::ALL).context("failed to list what is on the machine")?;
-    let mut tests = sh::cargo(["test", "--locked", "--no-fail-fast"]);
-    select(&mut tests, &args);
-    tests.arg("--").arg("--show-output").args(&args.filter);
-    tests.env("CORACLE_BIN", &executables.directory);
-    if let Some(peers) = &host.peers {
-        tests.env("CORACLE_PEERS", peers);
+    let mut variables = vec![("CORACLE_BIN", executables.directory.as_path())];
+    variables.extend(host.peers.as_deref().map(|peers| ("CORACLE_PEERS", peers)));
+    variables.extend(host.golden.as_deref().map(|golden| ("CORACLE_K8S_API_TESTDATA", golden)));
+    let mut summary = if selected.host { count(selected.tests(&variables, args.filter.as_deref()))? } else { Summary::default() };
+    if selected.guest {
+        count_guest(&mut summary, &host, &programs, &variables, args.filter.as_deref())?;
     }
-    if let Some(golden) = &host.golden {
-        tests.env("CORACLE_K8S_API_TESTDATA", golden);
-    }
-    let mut summary = count(&mut tests)?;
     // The compiler's own helpers come and go with the build.
     let left = before.expect_nothing_left(&["sccache", "/tmp/rustc"], Duration::from_secs(10));
     summary.left_behind = left.err().map(|left| left.lines().map(str::to_owned).collect()).unwrap_or_default();
+    summary.filtered = args.filter.is_some();
     summary.missing.clone_from(&host.missing);
     summary.seconds = start.elapsed().as_secs();
     judge(&summary, &host)
 }
 
-fn select(command: &mut std::process::Command, args: &Args) {
-    if args.package.is_empty() {
-        command.arg("--workspace");
+/// What the flags ask for.
+struct Selected {
+    /// The packages of cargo; none are all.
+    packages: Vec<String>,
+    /// Whether they are tested on this machine.
+    host: bool,
+    /// Whether the guest is booted.
+    guest: bool,
+}
+
+impl Selected {
+    fn of(args: &Args) -> Selected {
+        let (guests, mut packages): (Vec<String>, Vec<String>) = args.package.iter().cloned().partition(|name| name == CGROUP_V2);
+        let host = !packages.is_empty() || guests.is_empty();
+        // A filter means some tests of this machine: a boot only where it is asked for.
+        let guest = !guests.is_empty() || (packages.is_empty() && args.filter.is_none());
+        if !guests.is_empty() {
+            packages.extend(GUEST_SUITES.map(|(package, _)| package.to_owned()));
+        }
+        Selected { packages, host, guest }
     }
-    for package in &args.package {
-        command.args(["--package", package]);
+
+    fn cargo(&self, arguments: &[&str]) -> Command {
+        let mut command = sh::cargo(arguments);
+        if self.packages.is_empty() {
+            command.arg("--workspace");
+        }
+        for package in &self.packages {
+            command.args(["--package", package]);
+        }
+        command
+    }
+
+    /// Builds the tests, and finds those that the guest runs.
+    fn build(&self) -> Result<Vec<Program>> {
+        eprintln!("==> build the tests");
+        let start = Instant::now();
+        let mut build = self.cargo(&["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
+        let output = build.stderr(Stdio::inherit()).output().context("failed to run cargo test --no-run")?;
+        if !output.status.success() {
+            bail!("build the tests: cargo ended with {}", output.status);
+        }
+        eprintln!("    build the tests: {:.0} s", start.elapsed().as_secs_f64());
+        let mut programs: Vec<Program> = String::from_utf8_lossy(&output.stdout).lines().filter_map(guest_program).collect();
+        programs.sort_by(|one, other| (&one.suite, &one.executable).cmp(&(&other.suite, &other.executable)));
+        Ok(programs)
+    }
+
+    fn tests(&self, variables: &[(&str, &Path)], filter: Option<&str>) -> Command {
+        let mut tests = self.cargo(&["test", "--locked", "--no-fail-fast"]);
+        tests.arg("--").arg("--show-output").args(filter);
+        tests.envs(variables.iter().copied());
+        tests
+    }
+}
+
+/// The program for the guest that a line of cargo's JSON tells of, if it is one.
+fn guest_program(line: &str) -> Option<Program> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let executable = PathBuf::from(message["executable"].as_str().filter(|_| message["profile"]["test"] == true)?);
+    let directory = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
+    let (package, targets) = GUEST_SUITES.iter().find(|(package, _)| directory.ends_with(Path::new("crates").join(package)))?;
+    let target = message["target"]["name"].as_str()?;
+    let wanted = targets.is_empty() || targets.contains(&target);
+    wanted.then(|| Program { suite: format!("cgroup v2: {package}"), executable, directory })
+}
+
+/// Runs the guest's programs, shows their output, and counts each suite.
+fn count_guest(
+    summary: &mut Summary,
+    host: &setup::Host,
+    programs: &[Program],
+    variables: &[(&str, &Path)],
+    filter: Option<&str>,
+) -> Result<()> {
+    let guest = match Guest::find(host.peers.as_deref()) {
+        Ok(guest) => guest,
+        Err(reason) => {
+            summary.skipped.insert("cgroup_v2".to_owned(), format!("{reason:#}"));
+            return Ok(());
+        }
+    };
+    eprintln!("==> cgroup v2: {} executables in a guest", programs.len());
+    let start = Instant::now();
+    let mut arguments = vec!["--color", "never", "--show-output"];
+    arguments.extend(GUEST_LEAVES_OUT.iter().flat_map(|name| ["--skip", *name]));
+    arguments.extend(filter);
+    let mut count = GuestCount { programs, summary, suites: Vec::new(), running: 0, told: true };
+    let result = guest.run(&build::target_directory().join("guest"), programs, variables, &arguments, |line| count.take(line));
+    let mut suites = count.suites;
+    if let Err(error) = result {
+        summary.failures.lines.push(format!("cgroup v2: {error:#}"));
+        suites.push(SuiteCount { suite: "cgroup v2: the guest".to_owned(), passed: 0, failed: 1, skipped: 0 });
+    }
+    eprintln!("    cgroup v2: {:.0} s", start.elapsed().as_secs_f64());
+    summary.suites.extend(suites);
+    Ok(())
+}
+
+/// Counts what the guest says.
+struct GuestCount<'a> {
+    programs: &'a [Program],
+    summary: &'a mut Summary,
+    suites: Vec<SuiteCount>,
+    /// The suite of the program that runs.
+    running: usize,
+    /// Whether that program told its result.
+    told: bool,
+}
+
+impl GuestCount<'_> {
+    fn take(&mut self, line: Line) {
+        match line {
+            Line::Begin(index) => {
+                let program = &self.programs[index];
+                let known = self.suites.iter().position(|suite| suite.suite == program.suite);
+                self.running = known.unwrap_or(self.suites.len());
+                if known.is_none() {
+                    self.suites.push(SuiteCount { suite: program.suite.clone(), passed: 0, failed: 0, skipped: 0 });
+                }
+                self.told = false;
+                println!("     Running {} on cgroup v2", program.executable.display());
+            }
+            Line::End(index, status) => {
+                if !self.told {
+                    let died = format!("{} ended with {status} without a result", self.programs[index].executable.display());
+                    self.summary.failures.lines.push(died);
+                    self.suites[self.running].failed += 1;
+                }
+            }
+            Line::Text(line) => {
+                println!("{line}");
+                self.summary.failures.take(&line);
+                let Some(suite) = self.suites.get_mut(self.running) else { return };
+                if let Some(skip) = Skipped::parse(&line) {
+                    suite.skipped += 1;
+                    suite.passed = suite.passed.saturating_sub(1);
+                    self.summary.skipped_in_guest.push(skip);
+                }
+                if let Some((passed, failed)) = parse_result(&line) {
+                    suite.passed += passed;
+                    suite.failed += failed;
+                    self.told = true;
+                }
+            }
+        }
     }
 }
 
 /// Runs the tests, shows their output as it comes, and counts.
-fn count(tests: &mut std::process::Command) -> Result<Summary> {
+fn count(mut tests: Command) -> Result<Summary> {
     eprintln!("==> tests");
     let mut child = tests.stdout(Stdio::piped()).spawn().context("failed to run cargo test")?;
     let stdout = child.stdout.take().context("cargo test has no stdout")?;
@@ -148,13 +300,18 @@ fn parse_result(line: &str) -> Option<(usize, usize)> {
     Some((number(" passed")?, number(" failed")? + number(" ignored")?))
 }
 
+fn in_guest(suite: &SuiteCount) -> bool {
+    suite.suite.starts_with("cgroup v2")
+}
+
 fn judge(summary: &Summary, host: &setup::Host) -> Result<()> {
     let path = build::target_directory().join("test-summary.json");
     std::fs::write(&path, serde_json::to_vec_pretty(summary)?).with_context(|| format!("failed to write {}", path.display()))?;
     let skipped: Vec<Skipped> =
         summary.skipped.iter().map(|(test, reason)| Skipped { test: test.clone(), reason: reason.clone() }).collect();
-    let refused = skips::refused(&skipped, &summary.skipped_specs, &summary.suites, host)?;
-    readme::write_counts(&summary.suites)?;
+    let mut refused = skips::refused(&skipped, &summary.skipped_specs, &summary.suites, host)?;
+    refused.extend(skips::refused_in_guest(&summary.skipped_in_guest, host)?);
+    readme::write_counts(&summary.suites.iter().filter(|suite| !summary.filtered || !in_guest(suite)).cloned().collect::<Vec<_>>())?;
     eprintln!();
     for line in &summary.failures.lines {
         eprintln!("{line}");
@@ -164,6 +321,9 @@ fn judge(summary: &Summary, host: &setup::Host) -> Result<()> {
     }
     for skip in &skipped {
         eprintln!("skipped: {}: {}", skip.test, skip.reason);
+    }
+    for skip in &summary.skipped_in_guest {
+        eprintln!("skipped on cgroup v2: {}: {}", skip.test, skip.reason);
     }
     for left in &summary.left_behind {
         eprintln!("left behind: {left}");
@@ -179,7 +339,9 @@ fn judge(summary: &Summary, host: &setup::Host) -> Result<()> {
         summary.left_behind.len(),
         summary.seconds
     );
-    if summary.failed > 0 || !summary.left_behind.is_empty() || !refused.is_empty() {
+    // A failed spec of a suite on this machine has failed its test as well; the guest's suites are counted by themselves alone.
+    let failed = summary.failed > 0 || summary.suites.iter().any(|suite| suite.failed > 0);
+    if failed || !summary.left_behind.is_empty() || !refused.is_empty() {
         bail!("the tests do not pass");
     }
     Ok(())
