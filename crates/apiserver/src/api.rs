@@ -17,7 +17,7 @@ use crate::authn::User;
 use crate::authn::token::{Issuer, Verifier};
 use crate::authz::Authorizer;
 use crate::cache::Cache;
-use crate::cluster_ip::Allocator;
+use crate::cluster_ip::Ranges;
 use crate::leases::EventLeases;
 use crate::lookup::Lookup;
 use crate::metrics::Looks;
@@ -44,8 +44,8 @@ pub struct Api {
     pub issuer: Issuer,
     /// The server's own audiences.
     pub audiences: Vec<String>,
-    /// Cluster IPs and node ports.
-    pub services: Arc<Allocator>,
+    /// Cluster IPs and node ports that may be given out.
+    pub services: Ranges,
     /// The way to kubelets.
     pub kubelets: Kubelets,
     /// The last looks at what nodes use.

@@ -1,12 +1,12 @@
-//! Cluster IPs and node ports of Services (`pkg/registry/core/service`, v1.37, one IPv4 family).
+//! Cluster IPs and node ports of Services: what a Service is given, and which fields follow from that
+//! (`pkg/registry/core/service/storage/alloc.go`, v1.37, one IPv4 family).
 //!
-//! What is taken is held in memory and is nothing but what the stored Services say: it is filled from them at the start, so
-//! there is no second record that could disagree and need repair.
+//! Pure: what is taken already is an argument, as far as it is known; [`crate::allocations`] keeps the record in the store, which
+//! has the last word.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use apimachinery::field_error::FieldError;
 use apimachinery::status::Status;
@@ -52,69 +52,46 @@ impl Cidr {
     }
 }
 
-#[derive(Default)]
-struct Taken {
-    addresses: HashMap<u32, String>,
-    ports: HashMap<(String, u16), String>,
+/// What one Service holds, and no other may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Held {
+    /// A cluster IP.
+    Address(Ipv4Addr),
+    /// A node port, whatever its protocol.
+    Port(u16),
 }
 
-/// Gives out addresses and ports.
-pub struct Allocator {
-    range: Cidr,
-    ports: RangeInclusive<u16>,
-    taken: Mutex<Taken>,
+/// What a Service is to hold that it does not hold yet.
+#[derive(Debug)]
+pub struct Wanted {
+    /// This.
+    pub held: Held,
+    /// What is answered when another Service has it; `None`: it was chosen here, and any other does as well.
+    pub refusal: Option<Status>,
 }
 
-/// What was taken for a Service that is not yet stored; given back unless [`Claim::keep`] is called.
-#[must_use]
-pub struct Claim {
-    allocator: Arc<Allocator>,
-    addresses: Vec<u32>,
-    ports: Vec<(String, u16)>,
-}
-
-impl Claim {
-    /// The Service is stored.
-    pub fn keep(mut self) {
-        self.addresses.clear();
-        self.ports.clear();
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let mut taken = self.allocator.lock();
-        for address in &self.addresses {
-            taken.addresses.remove(address);
-        }
-        for port in &self.ports {
-            taken.ports.remove(port);
-        }
-    }
-}
-
-fn owner(service: &Value) -> String {
-    format!("{}/{}", text(service, &["metadata", "namespace"]), name(service))
-}
-
-fn addresses(service: &Value) -> Vec<u32> {
-    let parse = |text: &str| text.parse::<Ipv4Addr>().ok().map(u32::from);
-    parse(text(service, &["spec", "clusterIP"])).into_iter().collect()
-}
-
-fn node_ports(service: &Value) -> Vec<(String, u16)> {
+/// All that a Service holds, each once.
+pub fn held(service: &Value) -> Vec<Held> {
+    let address = text(service, &["spec", "clusterIP"]).parse().ok().map(Held::Address);
     let ports = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
-    let number = |port: &Value| {
-        let number = port.get("nodePort").and_then(Value::as_u64).and_then(|number| u16::try_from(number).ok())?;
-        (number > 0).then(|| (protocol(port), number))
-    };
-    ports.filter_map(number).collect()
+    let mut all: Vec<Held> = address.into_iter().collect();
+    for port in ports.map(|port| number(port, "nodePort")).filter(|port| *port > 0).map(Held::Port) {
+        if !all.contains(&port) {
+            all.push(port);
+        }
+    }
+    all
 }
 
-fn protocol(port: &Value) -> String {
-    port.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_owned()
+fn number(port: &Value, field: &str) -> u16 {
+    port.get(field).and_then(Value::as_u64).and_then(|number| u16::try_from(number).ok()).unwrap_or(0)
 }
 
+fn protocol(port: &Value) -> &str {
+    port.get("protocol").and_then(Value::as_str).unwrap_or("TCP")
+}
+
+/// Whether node ports are chosen for a Service's ports (upstream's `shouldAllocateNodePorts`).
 fn wants_node_ports(service: &Value) -> bool {
     match text(service, &["spec", "type"]) {
         "NodePort" => true,
@@ -123,169 +100,161 @@ fn wants_node_ports(service: &Value) -> bool {
     }
 }
 
-impl Allocator {
-    /// An allocator with nothing taken.
-    pub fn new(range: Cidr, ports: RangeInclusive<u16>) -> Self {
-        Self { range, ports, taken: Mutex::default() }
-    }
+/// What there is to give out.
+#[derive(Debug)]
+pub struct Ranges {
+    /// Cluster IPs.
+    pub addresses: Cidr,
+    /// Node ports.
+    pub ports: RangeInclusive<u16>,
+}
 
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// One Service that is given what it lacks.
+struct Claim<'a> {
+    ranges: &'a Ranges,
+    /// Known to be another's.
+    taken: &'a HashSet<Held>,
+    seed: u32,
+    wanted: Vec<Wanted>,
+}
 
-    /// Takes what a stored Service has, at the start. Answers what another Service has already.
-    pub fn restore(&self, service: &Value) -> Vec<String> {
-        let mut taken = self.lock();
-        let own = owner(service);
-        let mut clashes = Vec::new();
-        for address in addresses(service) {
-            let kept = taken.addresses.entry(address).or_insert_with(|| own.clone());
-            if *kept != own {
-                clashes.push(format!("cluster IP {} of {own} belongs to {kept}", Ipv4Addr::from(address)));
-            }
-        }
-        for port in node_ports(service) {
-            let text = format!("node port {}/{}", port.1, port.0);
-            let kept = taken.ports.entry(port).or_insert_with(|| own.clone());
-            if *kept != own {
-                clashes.push(format!("{text} of {own} belongs to {kept}"));
-            }
-        }
-        clashes
-    }
-
-    /// Gives back what a Service had and `kept` (its successor) has no more.
-    pub fn release(&self, service: &Value, kept: Option<&Value>) {
-        let mut taken = self.lock();
-        let own = owner(service);
-        let (addresses_kept, ports_kept) = (kept.map(addresses).unwrap_or_default(), kept.map(node_ports).unwrap_or_default());
-        for address in addresses(service).into_iter().filter(|address| !addresses_kept.contains(address)) {
-            if taken.addresses.get(&address) == Some(&own) {
-                taken.addresses.remove(&address);
-            }
-        }
-        for port in node_ports(service).into_iter().filter(|port| !ports_kept.contains(port)) {
-            if taken.ports.get(&port) == Some(&own) {
-                taken.ports.remove(&port);
-            }
-        }
-    }
-
-    /// Gives a Service that is created or changed its addresses and ports, and fills in the fields that follow from them.
+impl Ranges {
+    /// Gives a Service that is created, or changed from `old`, what it lacks, and fills in the fields that follow. Answers what it does not
+    /// hold yet. `taken` is what is known to be another's; `seed` is random.
     ///
     /// # Errors
-    /// 422 for an address or port that is taken or outside of the range, 500 when none is left.
-    pub fn claim(self: &Arc<Self>, service: &mut Value, old: Option<&Value>) -> Result<Claim, Status> {
-        let mut claim = Claim { allocator: self.clone(), addresses: Vec::new(), ports: Vec::new() };
-        let external = text(service, &["spec", "type"]) == "ExternalName";
-        if external {
+    /// 422 for an address or port outside of its range, 500 when none is left.
+    pub fn claim(&self, service: &mut Value, old: Option<&Value>, taken: &HashSet<Held>, seed: u32) -> Result<Vec<Wanted>, Status> {
+        if text(service, &["spec", "type"]) == "ExternalName" {
             if let Some(spec) = service.get_mut("spec").and_then(Value::as_object_mut) {
                 for field in ["clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
                     spec.remove(field);
                 }
             }
-            return Ok(claim);
+            return Ok(Vec::new());
         }
         check_families(service)?;
         carry_over(service, old);
-        self.claim_address(service, old, &mut claim)?;
-        let address = text(service, &["spec", "clusterIP"]).to_owned();
-        let spec = &mut service["spec"];
-        spec["clusterIPs"] = json!([address]);
-        // A headless Service without selector has endpoints of whatever family somebody writes.
-        let open = address == "None" && spec.get("selector").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
-        let (families, policy) =
-            if open { (json!(["IPv4", "IPv6"]), json!("RequireDualStack")) } else { (json!(["IPv4"]), json!("SingleStack")) };
-        for (field, value) in [("ipFamilies", families), ("ipFamilyPolicy", policy)] {
-            if spec.get(field).is_none_or(Value::is_null) {
-                spec[field] = value;
-            }
-        }
-        if wants_node_ports(service) {
-            self.claim_ports(service, old, &mut claim)?;
-        }
-        Ok(claim)
+        let mut claim = Claim { ranges: self, taken, seed, wanted: Vec::new() };
+        claim.address(service, old)?;
+        fill_in_families(service);
+        claim.ports(service, old)?;
+        Ok(claim.wanted)
+    }
+}
+
+impl Claim<'_> {
+    /// Whether another Service has it, as far as is known, or this one is to have it already.
+    fn is_taken(&self, held: Held) -> bool {
+        self.taken.contains(&held) || self.has(held)
     }
 
-    fn claim_address(&self, service: &mut Value, old: Option<&Value>, claim: &mut Claim) -> Result<(), Status> {
+    fn has(&self, held: Held) -> bool {
+        self.wanted.iter().any(|wanted| wanted.held == held)
+    }
+
+    fn address(&mut self, service: &mut Value, old: Option<&Value>) -> Result<(), Status> {
         let wanted = text(service, &["spec", "clusterIP"]).to_owned();
         if wanted == "None" || (!wanted.is_empty() && old.is_some_and(|old| text(old, &["spec", "clusterIP"]) == wanted)) {
             return Ok(());
         }
-        let own = owner(service);
-        let mut taken = self.lock();
-        let address = if wanted.is_empty() {
-            self.free_address(&taken).ok_or_else(|| Status::internal("failed to allocate a serviceIP: range is full"))?
-        } else {
-            let refuse = |why: &str| {
-                let why = format!("failed to allocate IP {wanted}: {why}");
-                Err(Status::invalid("", "Service", name(service), &[FieldError::invalid("spec.clusterIPs", json!([wanted]), why)]))
-            };
-            let Ok(address) = wanted.parse::<Ipv4Addr>().map(u32::from) else { return refuse("it is no IPv4 address") };
-            if !self.range.usable().contains(&address) {
-                return refuse("the provided network does not match the current range");
-            }
-            if taken.addresses.contains_key(&address) {
-                return refuse("provided IP is already allocated");
-            }
-            address
+        let usable = self.ranges.addresses.usable();
+        if wanted.is_empty() {
+            // The first one is the API server's own.
+            let (first, last) = (usable.start() + 1, *usable.end());
+            let address = free(first..=last, 16, 256, self.seed, |address| self.is_taken(Held::Address(address.into())))
+                .map(Ipv4Addr::from)
+                .ok_or_else(|| Status::internal("failed to allocate a serviceIP: range is full"))?;
+            self.wanted.push(Wanted { held: Held::Address(address), refusal: None });
+            service["spec"]["clusterIP"] = address.to_string().into();
+            return Ok(());
+        }
+        let refuse = |why: &str| {
+            let why = format!("failed to allocate IP {wanted}: {why}");
+            Status::invalid("", "Service", name(service), &[FieldError::invalid("spec.clusterIPs", json!([wanted]), why)])
         };
-        taken.addresses.insert(address, own);
-        claim.addresses.push(address);
-        service["spec"]["clusterIP"] = Ipv4Addr::from(address).to_string().into();
+        let address: Ipv4Addr = wanted.parse().map_err(|_| refuse("it is no IPv4 address"))?;
+        if !usable.contains(&u32::from(address)) {
+            return Err(refuse("the provided network does not match the current range"));
+        }
+        let refusal = Some(refuse("provided IP is already allocated"));
+        self.wanted.push(Wanted { held: Held::Address(address), refusal });
         Ok(())
     }
 
-    /// A free address of the upper band (the lower one is kept for those who choose their own), else of the lower.
-    fn free_address(&self, taken: &Taken) -> Option<u32> {
-        let usable = self.range.usable();
-        let (first, last) = (*usable.start(), *usable.end());
-        let size = last - first + 1;
-        let band = (size / 16).clamp(16, 256).min(size);
-        let upper = size - band;
-        let seed = uuid::Uuid::new_v4().as_fields().0;
-        let above = (0..upper).map(|step| first + band + (seed.wrapping_add(step)) % upper);
-        above.chain(first + 1..first + band).find(|address| !taken.addresses.contains_key(address))
-    }
-
-    fn claim_ports(&self, service: &mut Value, old: Option<&Value>, claim: &mut Claim) -> Result<(), Status> {
-        let own = owner(service);
+    fn ports(&mut self, service: &mut Value, old: Option<&Value>) -> Result<(), Status> {
+        if !matches!(text(service, &["spec", "type"]), "NodePort" | "LoadBalancer") {
+            return Ok(());
+        }
         let service_name = name(service).to_owned();
-        let before = old.map(node_ports).unwrap_or_default();
-        let mut taken = self.lock();
-        let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten();
-        for (index, port) in ports.enumerate() {
-            let protocol = protocol(port);
-            let wanted = port.get("nodePort").and_then(Value::as_u64).and_then(|number| u16::try_from(number).ok()).unwrap_or(0);
-            if before.contains(&(protocol.clone(), wanted)) {
+        let before = old.map(held).unwrap_or_default();
+        let mut ports = service.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
+        // What is asked for comes first: none of it may be chosen for another.
+        for (index, port) in ports.iter().map(|port| number(port, "nodePort")).enumerate().filter(|(_, port)| *port > 0) {
+            if !before.contains(&Held::Port(port)) && !self.has(Held::Port(port)) {
+                self.asked_port(port, index, &service_name)?;
+            }
+        }
+        for index in 0..if wants_node_ports(service) { ports.len() } else { 0 } {
+            if number(&ports[index], "nodePort") > 0 {
                 continue;
             }
-            let refuse = |why: String| {
-                let field = format!("spec.ports[{index}].nodePort");
-                Status::invalid("", "Service", &service_name, &[FieldError::invalid(field, wanted, why)])
-            };
-            let number = if wanted == 0 {
-                let size = self.ports.end() - self.ports.start() + 1;
-                let seed = uuid::Uuid::new_v4().as_fields().1;
-                let mut free = (0..size).map(|step| self.ports.start() + seed.wrapping_add(step) % size);
-                free.find(|number| !taken.ports.contains_key(&(protocol.clone(), *number)))
-                    .ok_or_else(|| Status::internal("failed to allocate a nodePort: range is full"))?
-            } else if !self.ports.contains(&wanted) {
-                return Err(refuse(format!(
-                    "provided port is not in the valid range. The range of valid ports is {}-{}",
-                    self.ports.start(),
-                    self.ports.end()
-                )));
-            } else if taken.ports.contains_key(&(protocol.clone(), wanted)) {
-                return Err(refuse("provided port is already allocated".to_owned()));
-            } else {
-                wanted
-            };
-            taken.ports.insert((protocol.clone(), number), own.clone());
-            claim.ports.push((protocol, number));
-            port["nodePort"] = number.into();
+            // A new Service's ports of one number and several protocols share their node port.
+            let same = ports.iter().filter(|other| old.is_none() && number(other, "port") == number(&ports[index], "port"));
+            let shared = same.map(|other| number(other, "nodePort")).max().filter(|port| *port > 0);
+            ports[index]["nodePort"] = shared.map_or_else(|| self.free_port(), Ok)?.into();
         }
+        service["spec"]["ports"] = Value::Array(ports);
         Ok(())
+    }
+
+    fn free_port(&mut self) -> Result<u16, Status> {
+        let range = u32::from(*self.ranges.ports.start())..=u32::from(*self.ranges.ports.end());
+        let is_taken = |port: u32| u16::try_from(port).is_ok_and(|port| self.is_taken(Held::Port(port)));
+        let port = free(range, 32, 128, self.seed, is_taken).and_then(|port| u16::try_from(port).ok());
+        let port = port.ok_or_else(|| Status::internal("failed to allocate a nodePort: range is full"))?;
+        self.wanted.push(Wanted { held: Held::Port(port), refusal: None });
+        Ok(port)
+    }
+
+    fn asked_port(&mut self, port: u16, index: usize, service: &str) -> Result<(), Status> {
+        let refuse = |why: String| {
+            let field = format!("spec.ports[{index}].nodePort");
+            Status::invalid("", "Service", service, &[FieldError::invalid(field, port, why)])
+        };
+        let ports = &self.ranges.ports;
+        if !ports.contains(&port) {
+            let (first, last) = (ports.start(), ports.end());
+            return Err(refuse(format!("provided port is not in the valid range. The range of valid ports is {first}-{last}")));
+        }
+        let refusal = Some(refuse("provided port is already allocated".to_owned()));
+        self.wanted.push(Wanted { held: Held::Port(port), refusal });
+        Ok(())
+    }
+}
+
+/// A free number of a range: one of its upper part, else one of the lower, which is kept for those who choose their own: the `part`th
+/// part, at least 16 and at most `most` (upstream's `calculateRangeOffset`).
+fn free(range: RangeInclusive<u32>, part: u32, most: u32, seed: u32, is_taken: impl Fn(u32) -> bool) -> Option<u32> {
+    let (first, size) = (*range.start(), range.end() - range.start() + 1);
+    let band = if size <= 16 { 0 } else { (size / part).clamp(16, most) };
+    let turn = |from: u32, size: u32| (0..size).map(move |step| from + (seed % size + step) % size);
+    turn(first + band, size - band).chain(turn(first, band)).find(|number| !is_taken(*number))
+}
+
+/// Fills in what follows from the address.
+fn fill_in_families(service: &mut Value) {
+    let address = text(service, &["spec", "clusterIP"]).to_owned();
+    let spec = &mut service["spec"];
+    spec["clusterIPs"] = json!([address]);
+    // A headless Service without selector has endpoints of whatever family somebody writes.
+    let open = address == "None" && spec.get("selector").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
+    let (families, policy) =
+        if open { (json!(["IPv4", "IPv6"]), json!("RequireDualStack")) } else { (json!(["IPv4"]), json!("SingleStack")) };
+    for (field, value) in [("ipFamilies", families), ("ipFamilyPolicy", policy)] {
+        if spec.get(field).is_none_or(Value::is_null) {
+            spec[field] = value;
+        }
     }
 }
 
@@ -318,7 +287,7 @@ fn carry_over(service: &mut Value, old: Option<&Value>) {
     }
     let before = old.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
     for port in service.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten() {
-        let unset = port.get("nodePort").and_then(Value::as_u64).unwrap_or(0) == 0;
+        let unset = number(port, "nodePort") == 0;
         let same = before.iter().find(|old| protocol(old) == protocol(port) && old.get("port") == port.get("port"));
         if let (true, Some(number)) = (unset, same.and_then(|old| old.get("nodePort"))) {
             port["nodePort"] = number.clone();
@@ -334,47 +303,54 @@ mod tests {
         json!({"metadata": {"namespace": "d", "name": name}, "spec": spec})
     }
 
-    #[test]
-    fn addresses_are_given_kept_refused_and_given_back() {
-        let allocator = Arc::new(Allocator::new("10.96.0.0/28".parse().expect("range"), 30000..=30001));
-        let mut first = service("a", json!({"clusterIP": "10.96.0.1"}));
-        allocator.claim(&mut first, None).expect("free").keep();
-        assert_eq!(first["spec"]["clusterIPs"], json!(["10.96.0.1"]));
-        let mut clash = service("b", json!({"clusterIP": "10.96.0.1"}));
-        assert_eq!(allocator.claim(&mut clash, None).map(drop).map_err(|status| status.code), Err(422));
-        let mut outside = service("b", json!({"clusterIP": "10.0.0.1"}));
-        assert_eq!(allocator.claim(&mut outside, None).map(drop).map_err(|status| status.code), Err(422));
-        let mut headless = service("h", json!({"clusterIP": "None"}));
-        allocator.claim(&mut headless, None).expect("nothing to take").keep();
-        assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
-        // Dropped without being stored: free again.
-        let mut lost = service("c", json!({}));
-        drop(allocator.claim(&mut lost, None).expect("free"));
-        let mut found = Vec::new();
-        for index in 0..13 {
-            let mut next = service(&format!("s{index}"), json!({}));
-            allocator.claim(&mut next, None).expect("room for 13 more").keep();
-            found.push(next);
-        }
-        assert_eq!(allocator.claim(&mut service("z", json!({})), None).map(drop).map_err(|status| status.code), Err(500));
-        allocator.release(&found[3], None);
-        let mut again = service("z", json!({}));
-        allocator.claim(&mut again, None).expect("one is free").keep();
-        assert_eq!(again["spec"]["clusterIP"], found[3]["spec"]["clusterIP"]);
+    fn ranges() -> Ranges {
+        Ranges { addresses: "10.96.0.0/28".parse().expect("range"), ports: 30000..=30001 }
+    }
+
+    /// What a Service is given, and whether it asked for it.
+    fn claim(service: &mut Value, old: Option<&Value>, taken: &HashSet<Held>) -> Result<Vec<(Held, bool)>, u16> {
+        let wanted = ranges().claim(service, old, taken, 7).map_err(|status| status.code)?;
+        Ok(wanted.into_iter().map(|wanted| (wanted.held, wanted.refusal.is_some())).collect())
     }
 
     #[test]
-    fn node_ports() {
-        let allocator = Arc::new(Allocator::new("10.96.0.0/24".parse().expect("range"), 30000..=30001));
-        let ports =
-            json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "TCP", "nodePort": 30001}]});
-        let mut first = service("a", ports);
-        // The chosen port may be given out before it is seen, so both orders are fine as long as they differ or are refused.
-        if let Ok(claim) = allocator.claim(&mut first, None) {
-            claim.keep();
-            assert_ne!(first["spec"]["ports"][0]["nodePort"], first["spec"]["ports"][1]["nodePort"]);
+    fn addresses_are_chosen_asked_for_kept_or_refused() {
+        let mut taken = HashSet::new();
+        let mut asked = service("a", json!({"clusterIP": "10.96.0.1"}));
+        assert_eq!(claim(&mut asked, None, &taken), Ok(vec![(Held::Address(Ipv4Addr::new(10, 96, 0, 1)), true)]));
+        assert_eq!(asked["spec"]["clusterIPs"], json!(["10.96.0.1"]));
+        assert_eq!(claim(&mut service("b", json!({"clusterIP": "10.0.0.1"})), None, &taken), Err(422));
+        let mut headless = service("h", json!({"clusterIP": "None"}));
+        assert_eq!(claim(&mut headless, None, &taken), Ok(vec![]));
+        assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+        // All but the network, the broadcast and the API server's own.
+        for _ in 0..13 {
+            let mut next = service("s", json!({}));
+            let given = claim(&mut next, None, &taken).expect("room for 13");
+            assert_eq!(held(&next), [given[0].0]);
+            assert!(!given[0].1 && taken.insert(given[0].0));
+            let mut kept = service("s", json!({}));
+            assert_eq!(claim(&mut kept, Some(&next), &taken), Ok(vec![]));
+            assert_eq!(kept["spec"]["clusterIP"], next["spec"]["clusterIP"]);
         }
-        let mut bad = service("b", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}));
-        assert_eq!(allocator.claim(&mut bad, None).map(drop).map_err(|status| status.code), Err(422));
+        assert_eq!(claim(&mut service("z", json!({})), None, &taken), Err(500));
+    }
+
+    #[test]
+    fn node_ports_are_chosen_asked_for_shared_or_refused() {
+        let ports = |ports: Value| service("a", json!({"type": "NodePort", "clusterIP": "None", "ports": ports}));
+        let taken = HashSet::new();
+        let mut both = ports(json!([{"port": 80}, {"port": 81, "nodePort": 30001}]));
+        assert_eq!(claim(&mut both, None, &taken), Ok(vec![(Held::Port(30001), true), (Held::Port(30000), false)]));
+        // One number for TCP and UDP, and one record.
+        let mut shared = ports(json!([{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP", "nodePort": 30001}]));
+        assert_eq!(claim(&mut shared, None, &taken), Ok(vec![(Held::Port(30001), true)]));
+        assert_eq!(held(&shared), [Held::Port(30001)]);
+        // A change keeps what the Service has.
+        let mut changed = ports(json!([{"port": 53, "protocol": "UDP"}, {"port": 99}]));
+        assert_eq!(claim(&mut changed, Some(&shared), &HashSet::from([Held::Port(30001)])), Ok(vec![(Held::Port(30000), false)]));
+        assert_eq!(changed["spec"]["ports"][0]["nodePort"], 30001);
+        assert_eq!(claim(&mut ports(json!([{"port": 80, "nodePort": 80}])), None, &taken), Err(422));
+        assert_eq!(claim(&mut ports(json!([{"port": 1}, {"port": 2}, {"port": 3}])), None, &taken), Err(500));
     }
 }

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+mod allocations;
 mod api;
 pub mod authn;
 pub mod authz;
@@ -66,7 +67,7 @@ use crate::api::{Api, CacheLookup};
 use crate::authn::token::{Issuer, KeyError, Verifier};
 use crate::authz::Authorizer;
 use crate::cache::Cache;
-use crate::cluster_ip::Allocator;
+use crate::cluster_ip::Ranges;
 pub use crate::config::Config;
 use crate::leases::EventLeases;
 use crate::proxy::Kubelets;
@@ -230,7 +231,7 @@ fn build(config: &Config, parts: Parts, store: Arc<dyn Store>, port: u16, closin
         verifier: parts.verifier,
         issuer: parts.issuer,
         audiences: config.audiences(),
-        services: Arc::new(Allocator::new(config.service_cluster_ip_range, config.service_node_port_range.clone())),
+        services: Ranges { addresses: config.service_cluster_ip_range, ports: config.service_node_port_range.clone() },
         kubelets: parts.kubelets,
         looks: metrics::Looks::default(),
         event_leases: EventLeases::new(config.event_ttl),

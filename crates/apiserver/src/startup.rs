@@ -1,4 +1,4 @@
-//! What the server does once its cache is full, before it is ready: restores the allocations, makes the objects that a
+//! What the server does once its cache is full, before it is ready: repairs the allocations, makes the objects that a
 //! cluster begins with, and publishes itself as the service `kubernetes`.
 
 use std::collections::BTreeSet;
@@ -14,14 +14,12 @@ use serde_json::{Value, json};
 
 use crate::api::{Api, Ctx};
 use crate::authn::User;
-use crate::bootstrap;
-use crate::lookup::Lookup as _;
 use crate::negotiate::Accepted;
-use crate::object;
 use crate::publish::Publisher;
 use crate::request::{Query, RequestInfo};
 use crate::resources::Resource;
 use crate::write::{Step, create_object, guaranteed_update, prepare_update};
+use crate::{allocations, bootstrap, object};
 
 /// Where the server is reached.
 #[derive(Debug, Clone)]
@@ -44,11 +42,7 @@ const AT_ONCE: usize = 32;
 /// # Errors
 /// The first object that the server's own rules or the store refuse.
 pub async fn run(api: &Arc<Api>, place: &Place, publisher: &mut Publisher) -> Result<(), Status> {
-    for service in api.lookup.list("services", None) {
-        for clash in api.services.restore(&service) {
-            tracing::error!("{clash}; one of the two Services must be deleted");
-        }
-    }
+    allocations::repair(api).await?;
     // Namespaces come before what is in them; the rest is made side by side, so that the store commits it in groups.
     let all: Vec<Value> = bootstrap::objects().into_iter().chain(own_objects(place)).collect();
     let (namespaces, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|object| object::text(object, &["kind"]) == "Namespace");
@@ -142,9 +136,10 @@ pub async fn ensure(api: &Arc<Api>, wanted: &Value) -> Result<(), Status> {
     let failed = |status: Status| Status::internal(format!("failed to make {gvk} {}: {}", info.name, status.message));
     match ctx.load().await {
         Err(status) if status.code == 404 => match create_object(&ctx, wanted.clone(), false, &mut Vec::new()).await {
-            // Another server of the same etcd was quicker.
-            Err(status) if status.code == 409 => {}
-            outcome => return outcome.map(drop).map_err(failed),
+            // Another server of the same etcd may have been quicker, also with the cluster IP.
+            Err(status) if ctx.load().await.is_err() => return Err(failed(status)),
+            Err(_) => {}
+            Ok(_) => return Ok(()),
         },
         Err(status) => return Err(failed(status)),
         Ok(_) => {}

@@ -1,9 +1,9 @@
 //! POST, PUT and PATCH: decode, admit, default, validate, one store transaction.
 //!
 //! ```text
-//! body ─> decode ─> system fields ─> default ─> admit ─> prepare ─> validate ─> admit (validating) ─> claim IPs ─> txn
-//!                                        ^                                                                │
-//!                                        └──────────── patches and unconditional updates: on conflict ────┘
+//! body ─> decode ─> system fields ─> default ─> admit ─> prepare ─> validate ─> admit (validating) ─> allocate ─> txn
+//!                                        ^                                                               │
+//!                                        └──────────── patches and unconditional updates: on conflict ───┘
 //! ```
 
 use apimachinery::codec::{self, strict};
@@ -15,17 +15,19 @@ use apimachinery::{defaulting, strategy, support, validation};
 use bytes::Bytes;
 use http::Response;
 use serde_json::Value;
-use store::{Compare, DeleteRequest, Op, PutRequest, RangeRequest, Txn, TxnResponse};
+use store::{Compare, DeleteRequest, Op, PutRequest, RangeRequest, Txn};
 
 use crate::admission::{self, Operation};
+use crate::allocations::Allocation;
 use crate::api::{Ctx, store_error};
-use crate::cluster_ip::Claim;
 use crate::reply::{self, Body};
 use crate::tables::Include;
-use crate::{escalation, names, negotiate, object, read, resources};
+use crate::{allocations, escalation, names, negotiate, object, read, resources};
 
 /// Tries of an update whose transaction loses a race.
 const UPDATE_TRIES_MAX: usize = 10;
+/// Tries of a creation whose addresses and ports others take first.
+const CREATE_TRIES_MAX: usize = 100;
 /// Tries of a generated name (upstream's `maxNameGenerationCreateAttempts`).
 const GENERATE_TRIES_MAX: usize = 8;
 
@@ -232,49 +234,33 @@ async fn create_once(ctx: &Ctx<'_>, mut object: Value, dry_run: bool, warnings: 
     commit_create(ctx, key, object, dry_run).await
 }
 
-fn is_service(ctx: &Ctx<'_>) -> bool {
-    ctx.resource.facts.group.is_empty() && ctx.resource.facts.resource == "services"
-}
-
 async fn commit_create(ctx: &Ctx<'_>, key: String, mut object: Value, dry_run: bool) -> Result<Stored, Status> {
     let facts = ctx.resource.facts;
-    let claim = if is_service(ctx) { Some(ctx.api.services.claim(&mut object, None)?) } else { None };
-    let value: Bytes = object::encode(&object).map_err(|error| Status::internal(error.to_string()))?.into();
-    let exists = || Status::already_exists(&facts.group, &facts.resource, object::name(&object));
-    if dry_run {
-        let found = ctx.api.store.range(RangeRequest::key(key)).await.map_err(store_error)?;
-        return if found.kvs.is_empty() { Ok(Stored { value, revision: 0 }) } else { Err(exists()) };
-    }
-    let lease = event_lease(ctx).await?;
-    let put = PutRequest { key: key.clone().into(), value: value.clone(), lease, prev_kv: false };
-    let txn = Txn { compare: vec![Compare::mod_revision(key, 0)], success: vec![Op::Put(put)], failure: Vec::new() };
-    let outcome = commit(ctx, txn, claim, None).await?;
-    if !outcome.succeeded {
-        return Err(exists());
-    }
-    Ok(Stored { value, revision: outcome.revision })
-}
-
-/// Commits a transaction. What it means for a Service's addresses is settled in a task of its own, which a client that hangs
-/// up does not end: `released` is the Service as it was, and as it is now.
-async fn commit(ctx: &Ctx<'_>, txn: Txn, claim: Option<Claim>, released: Option<(Value, Option<Value>)>) -> Result<TxnResponse, Status> {
-    if claim.is_none() && released.is_none() {
-        return ctx.api.store.txn(txn).await.map_err(store_error);
-    }
-    let (store, services) = (ctx.api.store.clone(), ctx.api.services.clone());
-    let task = tokio::spawn(async move {
-        let outcome = store.txn(txn).await;
-        if outcome.as_ref().is_ok_and(|outcome| outcome.succeeded) {
-            if let Some(claim) = claim {
-                claim.keep();
-            }
-            if let Some((old, new)) = &released {
-                services.release(old, new.as_ref());
-            }
+    let name = object::name(&object).to_owned();
+    let exists = || Status::already_exists(&facts.group, &facts.resource, &name);
+    let mut allocation = Allocation::default();
+    for _ in 0..CREATE_TRIES_MAX {
+        // Only a Service may need more than one try.
+        let mut given = if allocations::is_service(ctx) { object.clone() } else { std::mem::take(&mut object) };
+        let change = allocation.change(ctx, Some(&mut given), None).await?;
+        let value: Bytes = object::encode(&given).map_err(|error| Status::internal(error.to_string()))?.into();
+        if dry_run {
+            Allocation::check(ctx, change).await?;
+            let found = ctx.api.store.range(RangeRequest::key(key)).await.map_err(store_error)?;
+            return if found.kvs.is_empty() { Ok(Stored { value, revision: 0 }) } else { Err(exists()) };
         }
-        outcome
-    });
-    task.await.map_err(|error| Status::internal(format!("the transaction's task failed: {error}")))?.map_err(store_error)
+        let put = PutRequest { key: key.clone().into(), value: value.clone(), lease: event_lease(ctx).await?, prev_kv: false };
+        let mut txn = Txn { compare: vec![Compare::mod_revision(key.clone(), 0)], success: vec![Op::Put(put)], failure: Vec::new() };
+        change.join(&mut txn);
+        let outcome = ctx.api.store.txn(txn).await.map_err(store_error)?;
+        if outcome.succeeded {
+            return Ok(Stored { value, revision: outcome.revision });
+        }
+        if !allocation.lost(ctx, change, outcome).await? {
+            return Err(exists());
+        }
+    }
+    Err(Status::server_timeout(&facts.group, &facts.resource, "create", 1))
 }
 
 async fn event_lease(ctx: &Ctx<'_>) -> Result<i64, Status> {
@@ -308,6 +294,7 @@ pub async fn guaranteed_update(
 ) -> Result<Updated, Status> {
     let facts = ctx.resource.facts;
     let key = ctx.key()?;
+    let mut allocation = Allocation::default();
     for _ in 0..UPDATE_TRIES_MAX {
         let (bytes, revision) = ctx.load().await?;
         let old = reply::parse(&bytes, revision)?;
@@ -315,9 +302,10 @@ pub async fn guaranteed_update(
             Step::Put(new) => (new, false),
             Step::Delete(last) => (last, true),
         };
-        let claim = if is_service(ctx) && !delete { Some(ctx.api.services.claim(&mut new, Some(&old))?) } else { None };
+        let change = allocation.change(ctx, (!delete).then_some(&mut new), Some(&old)).await?;
         let value: Bytes = object::encode(&new).map_err(|error| Status::internal(error.to_string()))?.into();
         if dry_run || (!delete && value == bytes) {
+            Allocation::check(ctx, change).await?;
             return Ok(Updated { stored: Stored { value, revision }, deleted: delete });
         }
         let op = if delete {
@@ -325,12 +313,13 @@ pub async fn guaranteed_update(
         } else {
             Op::Put(PutRequest { key: key.clone().into(), value: value.clone(), lease: event_lease(ctx).await?, prev_kv: false })
         };
-        let txn = Txn { compare: vec![Compare::mod_revision(key.clone(), revision)], success: vec![op], failure: Vec::new() };
-        let released = is_service(ctx).then(|| (old, (!delete).then_some(new)));
-        let outcome = commit(ctx, txn, claim, released).await?;
+        let mut txn = Txn { compare: vec![Compare::mod_revision(key.clone(), revision)], success: vec![op], failure: Vec::new() };
+        change.join(&mut txn);
+        let outcome = ctx.api.store.txn(txn).await.map_err(store_error)?;
         if outcome.succeeded {
             return Ok(Updated { stored: Stored { value, revision: outcome.revision }, deleted: delete });
         }
+        allocation.lost(ctx, change, outcome).await?;
     }
     Err(Status::modified(&facts.group, &facts.resource, &ctx.info.name))
 }
