@@ -45,6 +45,13 @@ impl LeaderConfig {
     }
 }
 
+/// A candidate's name that no other process has, on this host or another, now or after a restart.
+pub fn identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let nonce = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    format!("{}_{}_{nonce:x}", host.trim(), std::process::id())
+}
+
 /// What was last seen of the lease, and when it last changed.
 #[derive(Debug, Default)]
 struct Observed {

@@ -17,7 +17,7 @@ pub use backoff::WatchBackoff;
 pub use connect::{ConnectError, Token, connect, connect_with_config, connect_with_token, load_config};
 pub use events::{EventRecorder, EventType, run_events};
 pub use informer::{Delta, Informer, ObjectKey};
-pub use leader::{LeaderConfig, run_as_leader};
+pub use leader::{LeaderConfig, identity, run_as_leader};
 pub use queue::{RateLimits, WorkQueue};
 pub use workers::{Requeue, run_workers};
 

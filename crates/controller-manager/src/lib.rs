@@ -124,14 +124,12 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
         lead(config, base, root_ca, cancel).await;
         return Ok(());
     }
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let nonce = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
     let leader = LeaderConfig {
         namespace: config.leader_elect_resource_namespace.clone(),
         lease_duration: config.leader_elect_lease_duration,
         renew_deadline: config.leader_elect_renew_deadline,
         retry_period: config.leader_elect_retry_period,
-        ..LeaderConfig::new(config.leader_elect_resource_name.clone(), format!("{}_{}_{nonce:x}", host.trim(), std::process::id()))
+        ..LeaderConfig::new(config.leader_elect_resource_name.clone(), client::identity())
     };
     let client = client::connect_with_config(base.clone())?;
     let kept = client::run_as_leader(client, leader, cancel, |leading| lead(config, base, root_ca, leading)).await;

@@ -52,8 +52,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
             lead(cancel.child_token()).await;
             return Ok(());
         }
-        let identity = format!("{COMPONENT}_{}", std::process::id());
-        run_as_leader(client.clone(), LeaderConfig::new("kube-scheduler", identity), cancel.clone(), lead).await;
+        let leader = LeaderConfig::new("kube-scheduler", client::identity());
+        run_as_leader(client.clone(), leader, cancel.clone(), lead).await;
         if cancel.is_cancelled() { Ok(()) } else { Err(Error::LeaseLost) }
     };
     let (result, ()) = tokio::join!(work, events);
