@@ -17,6 +17,7 @@ use testkit::registry::{Fault, Registry};
 use crate::api::Api;
 use crate::containerd::{self, Release};
 use crate::ours;
+use crate::parts::{self, Parts};
 use crate::sockets::Sockets;
 use crate::table::Table;
 
@@ -40,6 +41,8 @@ pub struct Cluster {
     /// Keeps the namespaces: `sleep` in them, so that `coracle up` may die and come back.
     holder: Child,
     up: Option<Child>,
+    /// In place of `coracle up`: each part is a process of its own.
+    parts: Option<Parts>,
     /// A real etcd in the cluster's namespaces, in place of the embedded store.
     etcd: Option<Child>,
     registry: Option<Registry>,
@@ -64,6 +67,14 @@ impl Cluster {
     /// without one its address is our own runtime's.
     pub fn start_on_containerd(name: &str, release: &Release) -> Result<Cluster> {
         Self::start_over(name, UPLINK, Some(release))
+    }
+
+    /// Starts a cluster whose parts are processes of their own.
+    pub fn start_in_parts(name: &str) -> Result<Cluster> {
+        let mut cluster = Cluster::prepare(name, "true")?;
+        cluster.parts = Some(Parts::plan(&cluster)?);
+        cluster.up()?;
+        Ok(cluster)
     }
 
     /// Starts a cluster whose store is a real etcd.
@@ -109,7 +120,17 @@ impl Cluster {
             .context("failed to make namespaces")?;
         let registry = within(holder.id(), || Registry::start_on(REGISTRY).context("failed to start the registry"))??;
         let cgroup_root = format!("/coracle-e2e-{name}-{}", std::process::id());
-        Ok(Cluster { folder, cgroup_root, holder, up: None, etcd: None, registry: Some(registry), removed: false, containerd: None })
+        Ok(Cluster {
+            folder,
+            cgroup_root,
+            holder,
+            up: None,
+            parts: None,
+            etcd: None,
+            registry: Some(registry),
+            removed: false,
+            containerd: None,
+        })
     }
 
     /// Starts containerd in the cluster's namespaces, and waits for its socket.
@@ -142,8 +163,14 @@ impl Cluster {
         self.folder.join("ctd")
     }
 
-    /// Runs `coracle up` and waits until the node is Ready.
+    /// Runs `coracle up`, or all parts, and waits until the node is Ready.
     pub fn up(&mut self) -> Result<()> {
+        if let Some(parts) = &self.parts {
+            for name in parts.names() {
+                self.start_part(&name)?;
+            }
+            return self.parts_ready();
+        }
         let log = File::options().create(true).append(true).open(self.log()).context("failed to open the log")?;
         // What an earlier life said stands before this.
         let said = usize::try_from(log.metadata().context("failed to read the log")?.len())?;
@@ -218,6 +245,29 @@ impl Cluster {
         Table::read(&self.folder.join("run"))
     }
 
+    /// Starts a part that does not run.
+    pub fn start_part(&mut self, name: &str) -> Result<()> {
+        let mut parts = self.parts.take().context("the cluster is not in parts")?;
+        let started = parts.start(self, name);
+        self.parts = Some(parts);
+        started
+    }
+
+    /// Kills a part with SIGKILL, and reaps it.
+    pub fn kill_part(&mut self, name: &str) -> Result<()> {
+        self.parts.as_mut().context("the cluster is not in parts")?.end(name, 9)
+    }
+
+    /// Waits until everything serves; a part that has ended by itself is an error.
+    pub fn parts_ready(&mut self) -> Result<()> {
+        let ready = parts::wait_ready(self);
+        let ended = self.parts.as_mut().map(Parts::ended).unwrap_or_default();
+        if !ended.is_empty() {
+            bail!("these have ended by themselves: {}\n{}", ended.join(", "), self.log_tail());
+        }
+        ready.with_context(|| self.log_tail())
+    }
+
     /// Kills `coracle up` with SIGKILL, and reaps it.
     pub fn kill(&mut self) -> Result<()> {
         let mut up = self.up.take().context("coracle up is not running")?;
@@ -225,8 +275,11 @@ impl Cluster {
         up.wait().map(drop).context("failed to wait for coracle up")
     }
 
-    /// Stops `coracle up` with SIGTERM; pods go on.
+    /// Stops `coracle up`, or all parts, with SIGTERM; pods go on.
     pub fn stop(&mut self) -> Result<()> {
+        if let Some(parts) = &mut self.parts {
+            return parts.end_all(15);
+        }
         let mut up = self.up.take().context("coracle up is not running")?;
         linux::process::kill(i32::try_from(up.id())?, 15)?;
         up.wait().map(drop).context("failed to wait for coracle up")
@@ -234,6 +287,9 @@ impl Cluster {
 
     /// Runs `coracle down`. Dropping does so too, but tells failures to nobody.
     pub fn down(&mut self) -> Result<()> {
+        if let Some(parts) = &mut self.parts {
+            parts.end_all(15)?;
+        }
         let data = self.data();
         let output = self.run(&ours("coracle")?, &["down", "--data-dir", &data.to_string_lossy()], "")?;
         if !output.status.success() {
@@ -295,10 +351,11 @@ impl Cluster {
         self.folder.join("up.log")
     }
 
-    /// The end of what `coracle up` logged, and containerd below it.
+    /// The end of what `coracle up` or its parts logged, and containerd below it.
     pub fn log_tail(&self) -> String {
         let mut tail = Vec::new();
-        for log in [self.log(), self.containerd_folder().join("log")] {
+        let parts = self.parts.iter().flat_map(Parts::names).map(|name| parts::log(&self.folder, &name));
+        for log in [self.log(), self.containerd_folder().join("log")].into_iter().chain(parts) {
             let log = fs::read_to_string(log).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             tail.push(lines[lines.len().saturating_sub(40)..].join("\n"));
@@ -359,6 +416,9 @@ impl Drop for Cluster {
         if let Some(mut up) = self.up.take() {
             let _ = up.kill();
             let _ = up.wait();
+        }
+        if let Some(parts) = &mut self.parts {
+            let _ = parts.end_all(9);
         }
         if let Some(mut containerd) = self.containerd.take() {
             let _ = containerd.kill();

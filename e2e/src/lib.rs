@@ -14,6 +14,7 @@ pub mod images;
 pub mod kubectl;
 pub mod ledger;
 pub mod node;
+pub mod parts;
 pub mod script;
 pub mod servers;
 pub mod soak;

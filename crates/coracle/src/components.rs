@@ -1,4 +1,4 @@
-//! The flags that `up` gives to each part: exactly what an operator would type to run it alone.
+//! The flags of each part: those that `up` gives it, and `parts` tells an operator to type.
 
 use std::net::SocketAddr;
 
@@ -18,8 +18,36 @@ fn flag(name: &str, value: impl ToString) -> String {
     format!("--{name}={}", value.to_string())
 }
 
+/// The command lines of all parts, as a shell takes them.
+pub fn command_lines(settings: &Settings) -> Result<Vec<String>> {
+    let mut parts = vec![
+        ("apiserver", apiserver_flags(settings)?),
+        ("controller-manager", controller_manager_flags(settings)),
+        ("scheduler", scheduler_flags(settings)),
+        ("cri", cri_flags(settings)),
+        ("kubelet", kubelet_flags(settings)?),
+        ("kube-proxy", kube_proxy_flags(settings)?),
+    ];
+    parts.retain(|(name, _)| *name != "cri" || settings.container_runtime_endpoint.is_none());
+    let line = |name: &str, flags: Vec<String>| {
+        let words: Vec<String> = flags.iter().map(|flag| quoted(flag)).collect();
+        format!("coracle {name} {}", words.join(" "))
+    };
+    Ok(parts.into_iter().map(|(name, flags)| line(name, flags)).collect())
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_=./:,%+@".contains(letter);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
 /// The API server with its embedded store.
 pub fn apiserver(settings: &Settings) -> Result<apiserver::Config> {
+    parse("apiserver", apiserver_flags(settings)?)
+}
+
+fn apiserver_flags(settings: &Settings) -> Result<Vec<String>> {
     let mut flags = vec![
         flag("data-dir", settings.data_dir.join("store")),
         flag("bind-address", settings.bind_address),
@@ -44,68 +72,77 @@ pub fn apiserver(settings: &Settings) -> Result<apiserver::Config> {
     {
         flags.extend(file.as_ref().map(|file| flag(name, file)));
     }
-    parse("apiserver", flags)
+    Ok(flags)
 }
 
-/// The controllers, each with its own identity.
+/// The controllers, each with its own identity. There is one of each on this machine: an election would only delay the start.
 pub fn controller_manager(settings: &Settings) -> Result<controller_manager::Config> {
-    parse(
-        "controller-manager",
-        vec![
-            flag("kubeconfig", settings.kubeconfig("kube-controller-manager")),
-            flag("root-ca-file", settings.pki("ca.crt")),
-            flag("use-service-account-credentials", true),
-            // One of each on this machine: an election would only delay the start.
-            flag("leader-elect", false),
-        ],
-    )
+    parse("controller-manager", [controller_manager_flags(settings), vec![flag("leader-elect", false)]].concat())
+}
+
+fn controller_manager_flags(settings: &Settings) -> Vec<String> {
+    vec![
+        flag("kubeconfig", settings.kubeconfig("kube-controller-manager")),
+        flag("root-ca-file", settings.pki("ca.crt")),
+        flag("use-service-account-credentials", true),
+    ]
 }
 
 /// The scheduler.
 pub fn scheduler(settings: &Settings) -> Result<scheduler::Config> {
-    parse("scheduler", vec![flag("kubeconfig", settings.kubeconfig("kube-scheduler")), flag("leader-elect", false)])
+    parse("scheduler", [scheduler_flags(settings), vec![flag("leader-elect", false)]].concat())
+}
+
+fn scheduler_flags(settings: &Settings) -> Vec<String> {
+    vec![flag("kubeconfig", settings.kubeconfig("kube-scheduler"))]
 }
 
 /// The kubelet.
 pub fn kubelet(settings: &Settings) -> Result<kubelet::Config> {
-    parse(
-        "kubelet",
-        vec![
-            flag("kubeconfig", settings.kubeconfig("kubelet")),
-            flag("container-runtime-endpoint", settings.runtime_endpoint()),
-            flag("root-dir", settings.data_dir.join("kubelet")),
-            flag("pod-logs-dir", &settings.pod_log_dir),
-            flag("hostname-override", settings.node()?),
-            flag("node-ip", settings.node_address()?),
-            flag("address", settings.bind_address),
-            flag("port", settings.kubelet_port),
-            flag("client-ca-file", settings.pki("ca.crt")),
-            flag("tls-cert-file", settings.pki("kubelet-server.crt")),
-            flag("tls-private-key-file", settings.pki("kubelet-server.key")),
-            flag("cgroup-root", &settings.cgroup_root),
-            flag("pod-cidr", &settings.pod_cidr),
-            flag("eviction-hard", &settings.eviction_hard),
-        ],
-    )
+    parse("kubelet", kubelet_flags(settings)?)
+}
+
+fn kubelet_flags(settings: &Settings) -> Result<Vec<String>> {
+    Ok(vec![
+        flag("kubeconfig", settings.kubeconfig("kubelet")),
+        flag("container-runtime-endpoint", settings.runtime_endpoint()),
+        flag("root-dir", settings.data_dir.join("kubelet")),
+        flag("pod-logs-dir", &settings.pod_log_dir),
+        flag("hostname-override", settings.node()?),
+        flag("node-ip", settings.node_address()?),
+        flag("address", settings.bind_address),
+        flag("port", settings.kubelet_port),
+        flag("client-ca-file", settings.pki("ca.crt")),
+        flag("tls-cert-file", settings.pki("kubelet-server.crt")),
+        flag("tls-private-key-file", settings.pki("kubelet-server.key")),
+        flag("cgroup-root", &settings.cgroup_root),
+        flag("pod-cidr", &settings.pod_cidr),
+        flag("eviction-hard", &settings.eviction_hard),
+    ])
 }
 
 /// The proxy.
 pub fn kube_proxy(settings: &Settings) -> Result<kube_proxy::Config> {
-    parse(
-        "kube-proxy",
-        vec![
-            flag("kubeconfig", settings.kubeconfig("kube-proxy")),
-            flag("hostname-override", settings.node()?),
-            flag("bind-address", settings.node_address()?),
-            flag("cluster-cidr", &settings.pod_cidr),
-            flag("healthz-bind-address", SocketAddr::new(settings.bind_address, settings.proxy_healthz_port)),
-            flag("nftables-table", settings.proxy_table()),
-        ],
-    )
+    parse("kube-proxy", kube_proxy_flags(settings)?)
+}
+
+fn kube_proxy_flags(settings: &Settings) -> Result<Vec<String>> {
+    Ok(vec![
+        flag("kubeconfig", settings.kubeconfig("kube-proxy")),
+        flag("hostname-override", settings.node()?),
+        flag("bind-address", settings.node_address()?),
+        flag("cluster-cidr", &settings.pod_cidr),
+        flag("healthz-bind-address", SocketAddr::new(settings.bind_address, settings.proxy_healthz_port)),
+        flag("nftables-table", settings.proxy_table()),
+    ])
 }
 
 /// The container runtime.
 pub fn cri(settings: &Settings) -> Result<cri_server::Config> {
+    parse("cri", cri_flags(settings))
+}
+
+fn cri_flags(settings: &Settings) -> Vec<String> {
     let mut flags = vec![
         flag("root", settings.data_dir.join("cri")),
         flag("state", settings.state_dir.join("cri")),
@@ -123,5 +160,17 @@ pub fn cri(settings: &Settings) -> Result<cri_server::Config> {
     if let Some(shim) = &settings.shim {
         flags.push(flag("shim", shim));
     }
-    parse("cri", flags)
+    flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn words_of_a_shell() {
+        assert_eq!(quoted("--a=/b/c.d,e:1%"), "--a=/b/c.d,e:1%");
+        assert_eq!(quoted("--a=x<5%"), "'--a=x<5%'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+    }
 }

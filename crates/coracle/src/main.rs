@@ -44,6 +44,9 @@ struct Cli {
 enum Command {
     /// Run a whole cluster on this machine. Ctrl-C stops it and leaves pods running.
     Up(Settings),
+    /// Make the keys and kubeconfigs of a cluster of one node, and print the command line of each part, to be run as a process of its own.
+    /// Takes the flags of `up`. Stop the parts before `down`, which removes what they made.
+    Parts(Settings),
     /// Stop a cluster and remove everything that it made: pods, network, cgroups, data.
     Down {
         /// Where the cluster's data are.
@@ -124,6 +127,7 @@ async fn run(cli: Cli) -> Result<()> {
     let command = async {
         match cli.command {
             Command::Up(settings) => up::run(settings, cancel.clone()).await,
+            Command::Parts(settings) => up::print_parts(&settings),
             Command::Down { data_dir } => down::run(&data_dir).await,
             Command::Trace(args) => trace::run(args).await,
             Command::Apply(args) => apply::run(args).await,

@@ -32,10 +32,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Runs until `cancel`, or until a part fails.
 pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<()> {
     check_host()?;
-    let _lock = match settings::lock(&settings.data_dir)? {
-        LockOutcome::Taken(lock) => lock,
-        LockOutcome::HeldBy(pid) => bail!("--data-dir: {} is in use by process {pid}; stop it first, or choose another", settings.data_dir),
-    };
+    let _lock = lock(&settings)?;
     let progress = Progress::new();
     progress.working("keys and certificates");
     settings.save()?;
@@ -56,6 +53,24 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<()> {
     stop.cancel();
     drain(parts).await;
     result
+}
+
+fn lock(settings: &Settings) -> Result<settings::Lock> {
+    match settings::lock(&settings.data_dir)? {
+        LockOutcome::Taken(lock) => Ok(lock),
+        LockOutcome::HeldBy(pid) => bail!("--data-dir: {} is in use by process {pid}; stop it first, or choose another", settings.data_dir),
+    }
+}
+
+/// Does what `up` does before it starts the parts, and prints their command lines instead.
+pub fn print_parts(settings: &Settings) -> Result<()> {
+    let _lock = lock(settings)?;
+    settings.save()?;
+    pki::ensure(settings)?;
+    for line in components::command_lines(settings)? {
+        println!("{line}");
+    }
+    Ok(())
 }
 
 /// What `up` cannot do without: said before anything is made.
