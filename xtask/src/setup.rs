@@ -142,6 +142,7 @@ const CONTAINERD_1_7: &str = "v1.7.29";
 const KUBERNETES: &str = "v1.37.2";
 const STAGING: &str = "v0.37.2";
 const ETCD: &str = "v3.7.3";
+const CNI_PLUGINS: &str = "v1.9.1";
 pub const CRI_TOOLS: &str = "v1.34.0";
 const CRI_TOOLS_STAGING: &str = "v0.34.2";
 
@@ -232,6 +233,7 @@ fn peers(host: &mut Host) -> Result<PathBuf> {
     for program in ["containerd", "containerd-shim-runc-v2", "ctr"] {
         keep(host, &directory, &format!("containerd-1.7/{program}"), CONTAINERD_1_7, |to| containerd_1_7(program, to));
     }
+    keep(host, &directory, "cni", CNI_PLUGINS, cni_plugins);
     keep(host, &directory, "etcd", ETCD, etcd);
     if host.apt {
         keep(host, &directory, "etcd-debian", "etcd-server", debian_etcd);
@@ -291,6 +293,15 @@ fn containerd_1_7(program: &str, to: &Path) -> Result<()> {
     let package = format!("github.com/containerd/containerd/cmd/{program}");
     let arguments = ["build", "-ldflags", "-s -w", "-tags", CONTAINERD_TAGS];
     go_build(&format!("build {program} {CONTAINERD_1_7}"), &directory, &arguments, to, &package)
+}
+
+/// containernetworking's plugins, in a folder of their own: their names are too common.
+fn cni_plugins(to: &Path) -> Result<()> {
+    let plugins = ["main/bridge", "main/loopback", "ipam/host-local", "meta/portmap", "meta/firewall", "meta/bandwidth", "meta/tuning"];
+    let packages = plugins.map(|plugin| format!("github.com/containernetworking/plugins/plugins/{plugin}@{CNI_PLUGINS}"));
+    let mut command = go(&["install", "-ldflags", "-s -w"]);
+    command.args(packages).env("GOBIN", to).env("CGO_ENABLED", "0");
+    sh::run(&format!("build CNI plugins {CNI_PLUGINS}"), &mut command)
 }
 
 fn etcd(to: &Path) -> Result<()> {
