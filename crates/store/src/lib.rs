@@ -2,7 +2,7 @@
 //!
 //! The seam is the trait [`Store`]; its words are those of etcd's `rpc.proto` (KV, Watch, Lease). [`Embedded`] is the
 //! engine of a single server: one writer thread, group commit over an append-only log, reads from memory. [`Etcd`] is a client of
-//! a real one.
+//! a real one; how a cache over it stays linearizable with old versions too stands in `etcd/watch.rs`.
 //!
 //! ```text
 //! txn ──> queue ──> writer: evaluate ─> one frame ─> fdatasync ─> publish ──> reply, reads, watches
