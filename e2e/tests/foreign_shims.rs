@@ -106,7 +106,7 @@ impl Test<'_, '_> {
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("failed to run crictl")?;
         child.stdin.take().context("crictl has no stdin")?.write_all(input.as_bytes())?;
         let output = child.wait_with_output().context("failed to wait for crictl")?;
-        Ok(testkit::host::checked(output).with_context(|| format!("crictl {}", words.join(" ")))?)
+        testkit::host::checked(output).with_context(|| format!("crictl {}", words.join(" ")))
     }
 
     fn restart(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
