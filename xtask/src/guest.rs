@@ -29,6 +29,9 @@ const TAIL_LINES: usize = 60;
 /// What a guest's own lines begin with.
 const MARK: &str = "GUEST ";
 
+/// Between QEMU and virtiofsd, relative to the directory that both run in: a path of a socket has 108 bytes at most.
+const SOCKET: &str = "root.sock";
+
 /// Where virtiofsd can be: Debian 12 has it beside QEMU, later ones in a package of its own.
 const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 
@@ -101,26 +104,25 @@ impl Guest {
         let script = scratch.join("init");
         fs::write(&script, init(programs, variables, arguments)).context("failed to write the guest's init")?;
         fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).context("failed to make init executable")?;
-        let socket = scratch.join("root.sock");
-        let _root = self.serve_root(scratch, &socket)?;
-        let mut machine = Ended(self.boot(&socket, &script)?);
+        let _root = self.serve_root(scratch)?;
+        let mut machine = Ended(self.boot(scratch, &script)?);
         let lines = lines_of(&mut machine.0)?;
         follow(&lines, &mut take)
     }
 
     /// Serves this machine's root, which is read-only to virtiofsd itself: but for its socket and a /run of its own (for its lock) it can
     /// change nothing.
-    fn serve_root(&self, scratch: &Path, socket: &Path) -> Result<Ended> {
+    fn serve_root(&self, scratch: &Path) -> Result<Ended> {
         let serve =
             "mount --bind \"$1\" \"$1\" && mount -t tmpfs tmpfs /run && mount -o remount,bind,ro / && cd \"$1\" && shift && exec \"$@\"";
         let mut command = dies_with_us("unshare");
         command.args(["--mount", "sh", "-c", serve, "sh"]).arg(scratch).arg(&self.virtiofsd);
-        command.arg(format!("--socket-path={}", socket.display())).args(["-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot"]);
+        command.arg(format!("--socket-path={SOCKET}")).args(["-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot"]);
         command.args(["--rlimit-nofile=0", "-o", "log_level=err"]);
         let log = fs::File::create(scratch.join("virtiofsd.log")).context("failed to make virtiofsd's log")?;
         let mut child = Ended(command.stdin(Stdio::null()).stderr(log).spawn().context("failed to run virtiofsd")?);
         let deadline = Instant::now() + BOOT_PATIENCE;
-        while !socket.exists() {
+        while !scratch.join(SOCKET).exists() {
             let ended = child.0.try_wait().context("failed to look for virtiofsd")?;
             if ended.is_some() || Instant::now() > deadline {
                 bail!("virtiofsd does not serve: {}", fs::read_to_string(scratch.join("virtiofsd.log")).unwrap_or_default());
@@ -130,14 +132,14 @@ impl Guest {
         Ok(child)
     }
 
-    fn boot(&self, socket: &Path, init: &Path) -> Result<Child> {
+    fn boot(&self, scratch: &Path, init: &Path) -> Result<Child> {
         let mut command = dies_with_us("qemu-system-x86_64");
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         // One processor: with two threads of TCG one can run what the other has just patched. The kernel patches itself whenever the first
         // device program comes and the last one goes, and died of it.
         command.args(["-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1", "-m", MEMORY]);
         command.args(["-object", &format!("memory-backend-memfd,id=ram,size={MEMORY},share=on")]);
-        command.args(["-chardev", &format!("socket,id=root,path={}", socket.display())]);
+        command.args(["-chardev", &format!("socket,id=root,path={SOCKET}")]);
         command.args(["-device", "vhost-user-fs-pci,chardev=root,tag=root"]);
         command.args(["-chardev", "stdio,id=console", "-serial", "chardev:console"]);
         command.arg("-kernel").arg(&self.kernel);
@@ -145,7 +147,7 @@ impl Guest {
         let words =
             "console=ttyS0 loglevel=1 panic=-1 reboot=t root=root rootfstype=virtiofs ro no_timer_check rcupdate.rcu_cpu_stall_suppress=1";
         command.arg("-append").arg(format!("{words} init={}", init.display()));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("failed to run QEMU")
+        command.current_dir(scratch).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("failed to run QEMU")
     }
 }
 
