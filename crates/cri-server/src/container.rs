@@ -27,8 +27,9 @@ use crate::{host, record, volumes};
 
 /// The snapshot's mounts, kept beside the bundle for StartContainer.
 const ROOTFS_FILE: &str = "rootfs.json";
-/// Images whose user files are remembered.
+/// Images whose user files are remembered, and how large these may be, in bytes: what an image brings must not fill the memory.
 const USER_FILES_MAX: usize = 256;
+const USER_FILES_BYTES_MAX: usize = 64 << 10;
 /// The exit code of a container that could not be started, as containerd's.
 const START_ERROR: i32 = 128;
 /// The exit code of a container whose end nobody saw, as containerd's.
@@ -179,6 +180,9 @@ impl Server {
         }
         let (mounts, scratch) = (mounts.to_vec(), dir.join("users"));
         let files = Arc::new(self.blocking(move || host::user_files(&mounts, &scratch)).await?);
+        if files.bytes() > USER_FILES_BYTES_MAX {
+            return Ok(files);
+        }
         let mut known = lock(&self.user_files);
         if known.len() >= USER_FILES_MAX {
             known.pop_first();
@@ -452,8 +456,12 @@ impl Server {
         };
         if !grace.is_zero() {
             let number = container.stop_signal.unwrap_or(signal::SIGTERM);
-            if !container.stop_signaled.swap(true, Ordering::Relaxed) {
-                kill(number, false).await?;
+            if !container.stop_signaled.swap(true, Ordering::Relaxed)
+                && let Err(error) = kill(number, false).await
+            {
+                // It has not got it: the next stop tries again.
+                container.stop_signaled.store(false, Ordering::Relaxed);
+                return Err(error);
             }
             if tokio::time::timeout(grace, container.exited()).await.is_ok() {
                 return Ok(());

@@ -190,21 +190,22 @@ fn attached_overlay(layers: &[String], scratch: &Utf8Path) -> Result<OwnedFd> {
 }
 
 fn read_user_file(root: &OwnedFd, path: &str) -> Result<Option<String>> {
-    let flags = (rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK).bits();
-    let fd = match linux::fs::open_in_root(root.as_fd(), Path::new(path), flags as i32) {
-        Ok(fd) => fd,
+    use rustix::fs::OFlags;
+    let open = |flags: OFlags| linux::fs::open_in_root(root.as_fd(), Path::new(path), flags.bits() as i32);
+    // Opening a device may do what it is for: it is looked at first.
+    let regular = open(OFlags::PATH).and_then(|fd| Ok(linux::fs::stat_fd(fd.as_fd())?.is_regular()));
+    match regular {
+        Ok(true) => {}
+        Ok(false) => {
+            let why = io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file");
+            return Err(Error::io("read the image's", format!("/{path}"))(why));
+        }
         Err(error) if matches!(error.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
         Err(source) => return Err(Error::Kernel { act: format!("open the image's /{path}"), source }),
-    };
-    let read = |file: File| -> io::Result<String> {
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        let mut bytes = Vec::new();
-        file.take(USER_FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    read(File::from(fd)).map(Some).map_err(Error::io("read", format!("/{path}")))
+    }
+    let fd = open(OFlags::RDONLY | OFlags::NONBLOCK).map_err(kernel(format!("open the image's /{path}")))?;
+    let bytes = linux::fs::read_regular_fd(fd, USER_FILE_BYTES_MAX).map_err(Error::io("read the image's", format!("/{path}")))?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Looks the sources of a request's mounts up; one that does not exist is made, as a directory.

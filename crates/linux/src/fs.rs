@@ -328,6 +328,11 @@ impl Stat {
         self.mode & libc::S_IFMT == libc::S_IFDIR
     }
 
+    /// Whether it is a regular file.
+    pub fn is_regular(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFREG
+    }
+
     /// Whether it is the character device of these numbers.
     pub fn is_char_device(&self, major: u32, minor: u32) -> bool {
         self.mode & libc::S_IFMT == libc::S_IFCHR && self.node == (major, minor)
@@ -408,6 +413,29 @@ pub fn read_beneath(dir: BorrowedFd<'_>, path: &Path) -> Result<String> {
     let mut file = File::from(open_beneath(dir, path, libc::O_RDONLY, 0)?);
     file.read_to_string(&mut text).map_err(|e| Error::new("read", path.display().to_string(), e))?;
     Ok(text)
+}
+
+/// Reads the whole file `path`, which somebody else may have put there: a regular one, of at most `bytes_max` bytes. Nothing is waited for.
+///
+/// # Errors
+/// It is of another kind or larger; the kernel's answer.
+pub fn read_regular(path: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
+    read_regular_fd(open_plain(path, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY)?, bytes_max)
+}
+
+/// As [`read_regular`], of what is open for reading, with `O_NONBLOCK`.
+///
+/// # Errors
+/// As [`read_regular`].
+pub fn read_regular_fd(file: OwnedFd, bytes_max: u64) -> std::io::Result<Vec<u8>> {
+    let invalid = |why: String| std::io::Error::new(std::io::ErrorKind::InvalidData, why);
+    let file = File::from(file);
+    if !file.metadata()?.is_file() {
+        return Err(invalid("it is not a regular file".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max { Err(invalid(format!("it is larger than {bytes_max} bytes"))) } else { Ok(bytes) }
 }
 
 /// Whether this process may execute the file, by its effective user.

@@ -185,8 +185,12 @@ pub fn setsid() -> Result<()> {
 /// Sets all user ids, all group ids and the additional groups, in the order in which the right to do so lasts.
 ///
 /// # Errors
-/// The kernel's answer to the step that failed.
+/// The kernel's answer to the step that failed; 4294967295 is no id.
 pub fn set_ids(uid: u32, gid: u32, additional_gids: &[u32]) -> Result<()> {
+    // To the kernel it is -1, which leaves what is: root.
+    if uid == u32::MAX || gid == u32::MAX {
+        return Err(Error::invalid("set user", format!("{uid}:{gid}"), "4294967295 is no id"));
+    }
     set_groups(additional_gids)?;
     // SAFETY: only integers are passed. The raw call: the process has one thread.
     let ret = unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) };

@@ -13,6 +13,9 @@ use crate::error::{Context, Result, refuse};
 use crate::log;
 use crate::spec::{self, Process};
 
+/// A container's `/etc/passwd` that is larger is not read, in bytes.
+const PASSWD_BYTES_MAX: u64 = 16 << 20;
+
 /// The capabilities asked for, within what this daemon has (DESIGN.md's closed list): none of any set that the
 /// configuration leaves out.
 ///
@@ -341,9 +344,10 @@ fn own_standard_streams(uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// The home directory of a user by the container's own `/etc/passwd`; "/" when it is not there.
+/// The home directory of a user by the container's own `/etc/passwd`; "/" when it is not there, or not a file that can be read to its end.
 fn home_of(uid: u32) -> String {
-    let Ok(text) = std::fs::read_to_string("/etc/passwd") else { return "/".to_owned() };
+    let Ok(bytes) = linux::fs::read_regular(Path::new("/etc/passwd"), PASSWD_BYTES_MAX) else { return "/".to_owned() };
+    let text = String::from_utf8_lossy(&bytes);
     let of = |line: &str| {
         let mut fields = line.split(':').skip(2);
         let found = fields.next()?.parse::<u32>().ok()?;

@@ -300,3 +300,36 @@ fn cve_2025_52881_writes_to_proc_that_land_elsewhere() {
     bundle.run(&["delete", "--force", "c"]).ok();
     bundle.assert_nothing_left();
 }
+
+/// containerd took a user id beyond 31 bits over into one that the kernel reads as -1, "leave it": the process stayed root.
+#[test]
+fn cve_2024_40635_a_user_id_that_leaves_root() {
+    if !available("cve_2024_40635_a_user_id_that_leaves_root") {
+        return;
+    }
+    let mut bundle = Bundle::new("uid");
+    bundle.shell("id -u");
+    for user in [json!({ "uid": u32::MAX, "gid": 1000 }), json!({ "uid": 1000, "gid": u32::MAX })] {
+        bundle.config["process"]["user"] = user;
+        let answer = bundle.run(&["run", "--bundle", ".", "c"]);
+        assert!(answer.code != 0 && answer.logged.as_ref().is_some_and(|why| why.contains("no id")), "{answer:?}");
+        bundle.assert_nothing_left();
+    }
+}
+
+/// What an image puts in the place of `/etc/passwd`, in which the home directory is looked up, is neither waited for nor read without end.
+#[test]
+fn a_passwd_without_end() {
+    if !available("a_passwd_without_end") {
+        return;
+    }
+    let mut bundle = Bundle::new("passwd");
+    bundle.shell("echo $HOME");
+    let path = bundle.path("rootfs/etc/passwd");
+    let _ = fs::remove_file(&path);
+    symlink("/dev/zero", &path).expect("a link");
+    assert_eq!(bundle.output(), "/\n");
+    fs::remove_file(&path).expect("removed");
+    rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::from(0o644), 0).expect("a FIFO");
+    assert_eq!(bundle.output(), "/\n");
+}

@@ -19,6 +19,8 @@ pub struct UserFiles {
     pub group: Option<String>,
 }
 
+const ID_MAX: u32 = i32::MAX as u32;
+
 struct PasswdEntry<'a> {
     name: &'a str,
     uid: u32,
@@ -32,12 +34,17 @@ struct GroupEntry<'a> {
 }
 
 impl UserFiles {
+    /// How large they are.
+    pub fn bytes(&self) -> usize {
+        self.passwd.iter().chain(&self.group).map(String::len).sum()
+    }
+
     fn users(&self) -> impl Iterator<Item = PasswdEntry<'_>> {
         self.passwd.iter().flat_map(|text| text.lines()).filter_map(|line| {
             let mut fields = line.split(':');
             let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
-            let uid = fields.nth(1)?.parse().ok()?;
-            let gid = fields.next()?.parse().ok()?;
+            let uid = id(fields.nth(1)?)?;
+            let gid = id(fields.next()?)?;
             Some(PasswdEntry { name, uid, gid })
         })
     }
@@ -46,7 +53,7 @@ impl UserFiles {
         self.group.iter().flat_map(|text| text.lines()).filter_map(|line| {
             let mut fields = line.split(':');
             let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
-            let gid = fields.nth(1)?.parse().ok()?;
+            let gid = id(fields.nth(1)?)?;
             Some(GroupEntry { name, gid, members: fields.next().unwrap_or("") })
         })
     }
@@ -109,13 +116,19 @@ fn wanted(context: &LinuxContainerSecurityContext, image_user: &str) -> Result<S
     }
 }
 
+/// A user's or group's id: 0 to 2147483647, as containerd's. What is beyond may be -1 to a system call, which leaves root what it is.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id <= ID_MAX)
+}
+
 fn number(value: i64, field: &str) -> Result<u32, SpecError> {
-    u32::try_from(value).map_err(|_| SpecError::User(format!("{field} {value} is not an id")))
+    let id = u32::try_from(value).ok().filter(|id| *id <= ID_MAX);
+    id.ok_or_else(|| SpecError::User(format!("{field} {value} is not an id")))
 }
 
 /// Uid, primary gid, and the name where there is one.
 fn lookup_user<'a>(user: &str, files: &'a UserFiles) -> Result<(u32, u32, Option<&'a str>), SpecError> {
-    if let Ok(uid) = user.parse::<u32>() {
+    if let Some(uid) = id(user) {
         return Ok(match files.users().find(|entry| entry.uid == uid) {
             Some(entry) => (uid, entry.gid, Some(entry.name)),
             None => (uid, 0, None),
@@ -129,7 +142,7 @@ fn lookup_user<'a>(user: &str, files: &'a UserFiles) -> Result<(u32, u32, Option
 }
 
 fn lookup_group(group: &str, files: &UserFiles) -> Result<u32, SpecError> {
-    if let Ok(gid) = group.parse::<u32>() {
+    if let Some(gid) = id(group) {
         return Ok(gid);
     }
     files
@@ -189,6 +202,20 @@ mod tests {
         let mut context = context(Some(33), None, "", &[9]);
         context.supplemental_groups_policy = SupplementalGroupsPolicy::Strict as i32;
         assert_eq!(ids(&resolve(&context, "", &files()).expect("resolves")), (33, 34, &[9, 34][..]));
+    }
+
+    #[test]
+    fn cve_2024_40635_ids_beyond_31_bits_are_none() {
+        let mut files = files();
+        files.passwd = Some("evil:x:4294967295:4294967295::/:\nroot:x:0:0::/:\n".into());
+        files.group = Some("evil:x:4294967295:root\n".into());
+        for image in ["4294967295", "2147483648", "evil", "0:4294967295", "0:evil", "-1", "4294967296"] {
+            assert!(resolve(&context(None, None, "", &[]), image, &files).is_err(), "{image}");
+        }
+        assert!(resolve(&context(Some(1 << 31), None, "", &[]), "", &files).is_err());
+        assert!(resolve(&context(Some(1), Some(1 << 31), "", &[]), "", &files).is_err());
+        assert!(resolve(&context(Some(1), None, "", &[u32::MAX.into()]), "", &files).is_err());
+        assert_eq!(ids(&resolve(&context(Some(i32::MAX.into()), None, "", &[]), "", &files).expect("resolves")).0, i32::MAX as u32);
     }
 
     #[test]
