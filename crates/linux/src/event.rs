@@ -12,6 +12,8 @@ use rustix::event::epoll;
 pub struct Interest(epoll::EventFlags);
 
 impl Interest {
+    /// Nothing but hang-up and error.
+    pub const HANGUP: Self = Self(epoll::EventFlags::ET);
     /// Readable, level-triggered.
     pub const READ: Self = Self(epoll::EventFlags::IN);
     /// Readable, told once for each arrival of data.

@@ -1,20 +1,22 @@
 //! Taking over the sandbox of a shim that was killed.
 //!
 //! `start` in the bundle of a sandbox that is there: the daemon enters the pinned namespaces, finds the containers in their
-//! records, and their streams by path or with the keeper. The containers' parent is the keeper by now, so their exits are
-//! seen by pidfd and told by the keeper; failing it by the kernel (`PIDFD_GET_INFO`); failing both they are 255.
+//! records, and their streams by path or with the keeper. The containers' parent is the keeper by now (or, if it died since, whoever
+//! is above it), so their exits are seen by pidfd and told by the keeper; failing it by the kernel (`PIDFD_GET_INFO`, by the
+//! pidfd that the keeper held, if the process was reaped before this); failing both they are 255.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use cri_log::Cursor;
 use linux::event::{Interest, Ready};
 use linux::namespace::{self, Kind};
 use linux::pipes::{self, Access};
 
-use crate::daemon::{ADOPTED, Shim};
+use crate::daemon::{ADOPTED, Shim, Timer};
 use crate::disk::{self, ExitRecord, Task, TaskProcess};
 use crate::process::{Container, Exit, Process, Sink, State};
 use crate::sandbox::{PINS, RECORD, Record, Sandbox, Stage};
@@ -24,6 +26,9 @@ use crate::{job, keeping};
 
 /// What nobody saw.
 const UNKNOWN: u32 = 255;
+/// How long it is waited until a process that has ended is reaped: only then the kernel tells how it ended. (Linux 6.9 and later say
+/// when.)
+const REAPED: Duration = Duration::from_secs(5);
 
 impl Shim {
     /// Takes over what the records in `bundle` tell of, if they do.
@@ -133,6 +138,12 @@ impl Shim {
         let told: Option<ExitRecord> = disk::read(&bundle.join(process.file("exit.json"))).unwrap_or_default();
         let told = told.filter(|told| told.pid == record.pid).map(|told| told.exit);
         let alive = told.is_none() && record.start_time != 0 && self.watch(record.pid, record.start_time);
+        let pidfd = bundle.join(process.file("pidfd"));
+        let kept =
+            self.adopted.get(&record.pid).and_then(|(_, pidfd)| pidfd.try_clone().ok()).filter(|_| alive && record.exec_id.is_empty());
+        if let Some(kept) = kept {
+            self.keep(&pidfd, &kept);
+        }
         if let Err(error) = self.adopt_streams(bundle, process, log, alive, sandbox) {
             eprintln!("streams of {} {} are lost: {}", bundle.display(), process.exec_id, error.message);
         }
@@ -140,7 +151,10 @@ impl Shim {
             _ if alive => None,
             // It was told already; a second time does no harm, and a missing one would.
             Some(exit) => Some(exit),
-            None => Some(self.exit_by_others(record.pid, record.start_time, None)),
+            None => {
+                let kept = keeping::get(self.setting.keeper.as_deref(), &pidfd);
+                Some(self.exit_by_others(record.pid, record.start_time, kept.as_ref()).unwrap_or_else(|| Exit::now(UNKNOWN)))
+            }
         }
     }
 
@@ -156,7 +170,10 @@ impl Shim {
         let kept = |name: &str| keeping::get(keeper.as_deref(), &bundle.join(process.file(name)));
         if process.stdio.terminal {
             return match kept("master") {
-                Some(master) => self.join_terminal(process, master, log),
+                Some(master) => {
+                    self.keep(&bundle.join(process.file("master")), &master);
+                    self.join_terminal(process, master, log)
+                }
                 None => Ok(()),
             };
         }
@@ -169,6 +186,9 @@ impl Shim {
             // Of an ended process nothing is left but what the keeper holds.
             let end = end.or_else(|| if alive { pipes::open_fifo(&path, Access::Read).ok() } else { None });
             let Some(end) = end.filter(|_| sink != Sink::None) else { continue };
+            if process.exec_id.is_empty() {
+                self.keep(&path, &end);
+            }
             if let Sink::Log(log) = &sink
                 && let Err(error) = cri_log::reconcile(&sandbox.cursor(), log, name, &end)
             {
@@ -182,7 +202,10 @@ impl Shim {
             }
         }
         match stdin {
-            Some(writer) if alive => self.join_stdin(process, writer),
+            Some(writer) if alive => {
+                self.keep(&bundle.join(process.file("stdin")), &writer);
+                self.join_stdin(process, writer)
+            }
             _ => Ok(()),
         }
     }
@@ -213,11 +236,25 @@ impl Shim {
         true
     }
 
-    /// An adopted process has ended.
+    /// An adopted process has ended, or (a hang-up) was reaped as well.
     pub(crate) fn on_adopted(&mut self, ready: Ready) {
-        let Ok(pid) = u32::try_from(ready.token & 0xffff_ffff) else { return };
-        let Some((start_time, pidfd)) = self.adopted.remove(&pid) else { return };
-        let exit = self.exit_by_others(pid, start_time, Some(&pidfd));
+        if let Ok(pid) = u32::try_from(ready.token & 0xffff_ffff) {
+            self.adopted_ended(pid, ready.hangup);
+        }
+    }
+
+    /// Deals with the exit of an adopted process: at once if somebody tells of it; `at_last` in any case.
+    pub(crate) fn adopted_ended(&mut self, pid: u32, at_last: bool) {
+        let Some((start_time, pidfd)) = self.adopted.get(&pid) else { return };
+        let exit = match self.exit_by_others(pid, *start_time, Some(pidfd)) {
+            Some(exit) => exit,
+            None if at_last => Exit::now(UNKNOWN),
+            None => {
+                self.timers.push((Instant::now() + REAPED, Timer::AdoptedEnded(pid)));
+                return;
+            }
+        };
+        self.adopted.remove(&pid);
         match self.owner_of(pid) {
             Some((id, exec_id)) => {
                 self.record_exit(&id, &exec_id, exit);
@@ -229,13 +266,12 @@ impl Shim {
         }
     }
 
-    fn exit_by_others(&self, pid: u32, start_time: u64, pidfd: Option<&OwnedFd>) -> Exit {
+    fn exit_by_others(&self, pid: u32, start_time: u64, pidfd: Option<&OwnedFd>) -> Option<Exit> {
         if let Some(told) = keeping::exit_of(self.setting.keeper.as_deref(), pid, start_time) {
             let at = told.exited_at.unwrap_or_default();
-            return Exit { status: told.exit_status, seconds: at.seconds, nanos: at.nanos };
+            return Some(Exit { status: told.exit_status, seconds: at.seconds, nanos: at.nanos });
         }
-        let status = pidfd.and_then(|pidfd| linux::child::exit_status_of(pidfd.as_fd()));
-        Exit::now(status.unwrap_or(UNKNOWN))
+        pidfd.and_then(|pidfd| linux::child::exit_status_of(pidfd.as_fd())).map(Exit::now)
     }
 
     /// Signals a process of a container, which may be another process' child.

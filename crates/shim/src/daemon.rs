@@ -15,6 +15,7 @@ use protocols::shim::{coracle, sandbox, task};
 use protocols::ttrpc::{RpcError, code};
 
 use crate::events::Forwarder;
+use crate::keeping::Keeping;
 use crate::process::{Container, Exit};
 use crate::sandbox::Sandbox;
 use crate::server::{Answer, Call, Reply, Server};
@@ -29,6 +30,7 @@ const JOBS: u64 = 5 * KIND;
 const EVENTS: u64 = 6 * KIND;
 pub(crate) const OOM: u64 = 7 * KIND;
 pub(crate) const ADOPTED: u64 = 8 * KIND;
+pub(crate) const KEEPER: u64 = 9 * KIND;
 
 /// Text of a child that is kept, in bytes.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
@@ -87,6 +89,8 @@ pub(crate) enum Timer {
     ReleaseExit(String),
     /// The sandbox' containers are killed.
     KillSandbox,
+    /// An adopted process has ended, and whoever is to reap it has not.
+    AdoptedEnded(u32),
     /// A shim that serves nothing, and whose bundle is gone, ends.
     LookForBundle,
 }
@@ -103,7 +107,7 @@ pub struct Shim {
     pub(crate) timers: Vec<(Instant, Timer)>,
     /// Exits of children that a command under way may yet turn out to have started.
     pub(crate) early: BTreeMap<u32, Exit>,
-    pub(crate) keeping: Option<crate::keeping::Keeping>,
+    pub(crate) keeping: Option<Keeping>,
     /// Processes of a predecessor's: when they began, and their pidfds.
     pub(crate) adopted: BTreeMap<u32, (u64, OwnedFd)>,
     pub(crate) next_socket: u32,
@@ -135,7 +139,7 @@ impl Shim {
             sandbox: None,
             timers: vec![(Instant::now() + BUNDLE_LOOK, Timer::LookForBundle)],
             early: BTreeMap::new(),
-            keeping: setting.keeper.clone().map(crate::keeping::Keeping::new),
+            keeping: setting.keeper.clone().map(Keeping::new),
             adopted: BTreeMap::new(),
             next_socket: 0,
             netns: String::new(),
@@ -185,7 +189,12 @@ impl Shim {
             return Some(Duration::ZERO);
         }
         let timers = self.timers.iter().map(|(due, _)| *due);
-        let first = timers.chain(self.events.due()).chain(self.streams.due()).chain(linger).min()?;
+        let first = timers
+            .chain(self.events.due())
+            .chain(self.streams.due())
+            .chain(self.keeping.as_ref().and_then(Keeping::due))
+            .chain(linger)
+            .min()?;
         Some(first.saturating_duration_since(Instant::now()))
     }
 
@@ -208,6 +217,7 @@ impl Shim {
             EVENTS => self.events.on_ready(&self.epoll),
             OOM => self.on_oom(ready),
             ADOPTED => self.on_adopted(ready),
+            KEEPER => self.keeping.iter_mut().for_each(|keeping| keeping.on_hangup(Instant::now())),
             _ => {}
         }
         true
@@ -216,6 +226,9 @@ impl Shim {
     fn on_time(&mut self, now: Instant) {
         self.events.on_time(&self.epoll, now);
         self.streams.on_time(now);
+        if let Some(keeping) = &mut self.keeping {
+            keeping.on_time(&self.epoll, now);
+        }
         let (due, later) = std::mem::take(&mut self.timers).into_iter().partition(|(at, _)| *at <= now);
         self.timers = later;
         let due: Vec<(Instant, Timer)> = due;
@@ -224,6 +237,7 @@ impl Shim {
                 Timer::CloseStreams(streams) => streams.into_iter().for_each(|id| self.streams.close(id)),
                 Timer::ReleaseExit(id) => self.release_exit(&id, true),
                 Timer::KillSandbox => self.signal_sandbox(9),
+                Timer::AdoptedEnded(pid) => self.adopted_ended(pid, true),
                 Timer::LookForBundle => self.look_for_bundle(now),
             }
         }

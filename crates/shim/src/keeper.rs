@@ -1,10 +1,12 @@
 //! The node's keeper: subreaper of all shims, and holder of descriptors that are to outlive one.
 //!
 //! One per state directory (`STATE/keeper.sock`, guarded by a lock on `STATE/keeper.lock`). It does next to nothing, so that
-//! it has no reason to end: it runs shims' `start`, keeps descriptors by name, and remembers how orphans ended.
+//! it has no reason to end: it runs shims' `start`, keeps descriptors by name, and remembers how orphans ended. That it also writes
+//! (`STATE/keeper.exits`), before it reaps them: should it be killed before their shim's successor has asked, the next keeper tells it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use protocols::shim::coracle::{
     ListResponse, PutRequest, PutResponse, StartShimRequest, StartShimResponse,
 };
 use protocols::ttrpc::{RpcError, code};
+use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
 use crate::disk;
@@ -40,6 +43,8 @@ const NOFILE: u32 = 7;
 const DESCRIPTORS_MAX: usize = 8192;
 /// Exits that are remembered; the oldest go first.
 const EXITS_MAX: usize = 8192;
+/// Their file in the state directory.
+const EXITS: &str = "keeper.exits";
 /// Shims that are being started.
 const STARTS_MAX: usize = 256;
 /// The most that `start` may be given on stdin, in bytes: what a pipe takes at once.
@@ -54,7 +59,7 @@ struct Starting {
     text: Vec<u8>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Orphan {
     pid: u32,
     start_time: u64,
@@ -69,6 +74,7 @@ struct Keeper {
     socket: PathBuf,
     kept: BTreeMap<String, OwnedFd>,
     orphans: VecDeque<Orphan>,
+    exits: ExitsFile,
     starting: BTreeMap<u32, Starting>,
     /// The limit of open files that was inherited, and the keeper's own.
     files: Option<(Limit, Limit)>,
@@ -82,13 +88,14 @@ pub fn run(args: &Args) -> Result<(), String> {
     let state = std::path::absolute(&args.state).map_err(|error| format!("state directory {:?}: {error}", args.state))?;
     make_dir(&state).map_err(|error| format!("failed to make state directory {}: {error}", state.display()))?;
     let lock = state.join("keeper.lock");
-    let file = std::fs::File::options().create(true).truncate(false).write(true).open(&lock);
+    let file = File::options().create(true).truncate(false).write(true).open(&lock);
     let file = file.map_err(|error| format!("failed to open {}: {error}", lock.display()))?;
     file.try_lock().map_err(|error| format!("another keeper serves {}: {error}", state.display()))?;
     // A session leader already is one.
     let _ = linux::process::setsid();
     let socket = state.join("keeper.sock");
-    let mut keeper = Keeper::new(&socket).map_err(|error| format!("failed to serve on {}: {error}", socket.display()))?;
+    let exits = ExitsFile::open(&state).map_err(|error| format!("failed to open {}: {error}", state.join(EXITS).display()))?;
+    let mut keeper = Keeper::new(&socket, exits).map_err(|error| format!("failed to serve on {}: {error}", socket.display()))?;
     let served = keeper.serve().map_err(|error| format!("the keeper's loop failed: {error}"));
     let _ = std::fs::remove_file(&socket);
     served
@@ -100,7 +107,7 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 }
 
 impl Keeper {
-    fn new(socket: &Path) -> io::Result<Self> {
+    fn new(socket: &Path, (exits, orphans): (ExitsFile, VecDeque<Orphan>)) -> io::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         let epoll = Epoll::new()?;
         linux::process::set_child_subreaper(true)?;
@@ -119,7 +126,8 @@ impl Keeper {
             signals,
             socket: socket.to_owned(),
             kept: BTreeMap::new(),
-            orphans: VecDeque::new(),
+            orphans,
+            exits,
             starting: BTreeMap::new(),
             files: raise_files(),
         })
@@ -301,14 +309,75 @@ impl Keeper {
                 if self.orphans.len() >= EXITS_MAX {
                     self.orphans.pop_front();
                 }
-                let exit = Exit::now(exited.status);
-                self.orphans.push_back(Orphan { pid: exited.pid, start_time, exit });
+                let orphan = Orphan { pid: exited.pid, start_time, exit: Exit::now(exited.status) };
+                self.orphans.push_back(orphan);
+                if let Err(error) = self.exits.add(&orphan, &self.orphans) {
+                    eprintln!("failed to write the exit of process {}: {error}", exited.pid);
+                }
             }
             if child::reap(exited.pid).is_err() {
                 return;
             }
         }
     }
+}
+
+/// How orphans ended, a line each, for a keeper that comes after this one.
+#[derive(Debug)]
+struct ExitsFile {
+    path: PathBuf,
+    boot: String,
+    file: File,
+    lines: usize,
+}
+
+impl ExitsFile {
+    /// Opens the file and reads what an earlier keeper of this boot has seen.
+    fn open(state: &Path) -> io::Result<(Self, VecDeque<Orphan>)> {
+        let path = state.join(EXITS);
+        let boot = linux::process::boot_id().map_err(io::Error::other)?;
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            text => text.unwrap_or_default(),
+        };
+        let mut lines = text.lines();
+        let mut orphans = VecDeque::new();
+        if lines.next() == Some(head(&boot).as_str()) {
+            // The last line may have been cut by a kill.
+            orphans.extend(lines.filter_map(|line| serde_json::from_str::<Orphan>(line).ok()));
+            orphans.drain(..orphans.len().saturating_sub(EXITS_MAX));
+        }
+        let file = Self::write(&path, &boot, &orphans)?;
+        Ok((Self { path, boot, file, lines: orphans.len() }, orphans))
+    }
+
+    fn write(path: &Path, boot: &str, orphans: &VecDeque<Orphan>) -> io::Result<File> {
+        let mut text = head(boot) + "\n";
+        for orphan in orphans {
+            text.push_str(&line(orphan)?);
+        }
+        disk::replace(path, text.as_bytes())?;
+        File::options().append(true).open(path)
+    }
+
+    /// Adds an exit; `all` are those that are remembered, this one included.
+    fn add(&mut self, orphan: &Orphan, all: &VecDeque<Orphan>) -> io::Result<()> {
+        if self.lines >= 2 * EXITS_MAX {
+            self.file = Self::write(&self.path, &self.boot, all)?;
+            self.lines = all.len();
+            return Ok(());
+        }
+        self.lines += 1;
+        self.file.write_all(line(orphan)?.as_bytes())
+    }
+}
+
+fn head(boot: &str) -> String {
+    format!("version {} boot {boot}", disk::VERSION)
+}
+
+fn line(orphan: &Orphan) -> io::Result<String> {
+    Ok(serde_json::to_string(orphan)? + "\n")
 }
 
 /// Raises the soft limit of open files to the hard one: a node has some thousand descriptors to keep.

@@ -49,6 +49,11 @@ impl Shim {
         container.init.pid = pid;
         container.init.state = State::Created;
         container.cgroups = stats::cgroups_of(pid);
+        // With it a successor learns from the kernel how the process ended, whoever has reaped it. (One that has ended by now is
+        // in `early`.)
+        if let Some(pidfd) = i32::try_from(pid).ok().and_then(|pid| linux::pidfd::open(pid).ok()) {
+            self.keep(&container.bundle.join(container.init.file("pidfd")), &pidfd);
+        }
         let (bundle, stdio) = (container.bundle.display().to_string(), container.init.stdio.clone());
         self.containers.insert(id.to_owned(), container);
         self.watch_oom(id);

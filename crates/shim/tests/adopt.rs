@@ -181,6 +181,105 @@ fn a_terminal_outlives_its_shim() {
     until("nothing is left", || host.left().is_empty());
 }
 
+/// Whether the keeper holds a descriptor of that name.
+fn is_kept(host: &Host, path: &Path) -> bool {
+    shim::keeping::get(host.keeper.as_deref(), path).is_some()
+}
+
+#[test]
+fn a_keeper_that_died_is_given_everything_again() {
+    if let Some(reason) = cannot_run() {
+        eprintln!("SKIPPED: a_keeper_that_died_is_given_everything_again: {reason}");
+        return;
+    }
+    if !kernel_tells_exits() {
+        eprintln!("SKIPPED: a_keeper_that_died_is_given_everything_again: PIDFD_GET_INFO tells no exits (before Linux 6.15)");
+        return;
+    }
+    let mut host = Host::new("two");
+    host.start_keeper();
+    let (mut shim, inside) = pod(&host, "pod3");
+    let reads = host.bundle("reads", "read line; exit 5", join(inside));
+    shim.create(&host, "reads", &reads, |request| request.stdin = "cri-log:///dev/null".into()).expect("created");
+    let pid = shim.start("reads", "").expect("started");
+    let log = host.dir.join("tty.log");
+    let tty = host.bundle("tty", "while :; do echo tick; sleep 0.01; done", |config| {
+        config["process"]["terminal"] = true.into();
+        join(inside)(config);
+    });
+    shim.create(&host, "tty", &tty, |request| {
+        request.terminal = true;
+        request.stdout = format!("cri-log://{}", log.display());
+    })
+    .expect("created");
+    shim.start("tty", "").expect("started");
+    let held = [reads.join("pidfd"), reads.join("stdin"), tty.join("pidfd"), tty.join("master")];
+    // Twice: the second keeper is told by a shim that has taken the descriptors over from the first one's.
+    for round in 0..2 {
+        until("the keeper holds all", || held.iter().all(|path| is_kept(&host, path)));
+        host.replace_keeper();
+        until("the next keeper holds all", || held.iter().all(|path| is_kept(&host, path)));
+        kill_9(&shim);
+        if round == 1 {
+            // Whoever reaps it now is no keeper of ours.
+            linux::child::send_signal(pid, 9).expect("killed without a shim");
+            until("it is reaped", || !Path::new(&format!("/proc/{pid}")).exists());
+        }
+        shim = host.start_by_keeper("pod3");
+        let before = entries(&log, "stdout").len();
+        until("the terminal goes on", || entries(&log, "stdout").len() > before + 5);
+        let state = shim.state("reads", "").expect("adopted");
+        let expected = if round == 0 { (2, 0) } else { (3, 137) };
+        assert_eq!((state.status, state.exit_status), expected, "its stdin has not ended, its exit is known: round {round}");
+    }
+    ends(&host, &shim, &["reads", "tty"]);
+    until("the keeper holds nothing", || held.iter().all(|path| !is_kept(&host, path)));
+}
+
+#[test]
+fn an_exit_that_a_keeper_saw_outlives_it() {
+    if let Some(reason) = cannot_run() {
+        eprintln!("SKIPPED: an_exit_that_a_keeper_saw_outlives_it: {reason}");
+        return;
+    }
+    let mut host = Host::new("exits");
+    host.start_keeper();
+    let (shim, inside) = pod(&host, "pod4");
+    let bundle = host.bundle("sleeps", "sleep 1000000", join(inside));
+    shim.create(&host, "sleeps", &bundle, |_| ()).expect("created");
+    let pid = shim.start("sleeps", "").expect("started");
+    kill_9(&shim);
+    linux::child::send_signal(pid, 9).expect("killed without a shim");
+    until("the keeper has reaped it", || !Path::new(&format!("/proc/{pid}")).exists());
+    host.replace_keeper();
+    let shim = host.start_by_keeper("pod4");
+    let state = shim.state("sleeps", "").expect("adopted");
+    assert_eq!((state.status, state.exit_status), (3, 137));
+    ends(&host, &shim, &["sleeps"]);
+}
+
+/// Ends and deletes containers and their pod; nothing is left.
+fn ends(host: &Host, shim: &Shim, containers: &[&str]) {
+    for id in containers {
+        // One that has ended already is not found.
+        let _ = shim.kill(id, "", 9);
+        until("it has ended", || shim.state(id, "").is_ok_and(|state| state.status == 3));
+        shim.delete(id, "").expect("deleted");
+    }
+    let shutdown = sandbox::ShutdownSandboxRequest { sandbox_id: shim.id.clone() };
+    let _: sandbox::ShutdownSandboxResponse = shim.sandbox("ShutdownSandbox", &shutdown).expect("shut down");
+    until("nothing is left", || host.left().is_empty());
+}
+
+/// Whether the kernel tells how a process ended that is reaped.
+fn kernel_tells_exits() -> bool {
+    use std::os::fd::AsFd;
+    let mut child = std::process::Command::new("true").spawn().expect("true");
+    let pidfd = linux::pidfd::open(i32::try_from(child.id()).expect("a pid")).expect("a pidfd");
+    child.wait().expect("waited for");
+    linux::child::exit_status_of(pidfd.as_fd()) == Some(0)
+}
+
 #[test]
 fn one_keeper_for_a_state_directory() {
     if let Some(reason) = cannot_run() {

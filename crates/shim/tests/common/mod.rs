@@ -117,6 +117,14 @@ impl Host {
         socket
     }
 
+    /// Kills the keeper, and runs another one in its place.
+    pub fn replace_keeper(&mut self) {
+        let mut keeper = self.keeper_process.take().expect("a keeper");
+        keeper.kill().expect("killed");
+        keeper.wait().expect("waited for");
+        self.start_keeper();
+    }
+
     /// Starts a shim by the keeper, anew if it was there before.
     pub fn start_by_keeper(&self, id: &str) -> Shim {
         let bundle = self.dir.join("sandboxes").join(id);
