@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use client::{EventRecorder, Informer, Token, connect_with_token, run_events};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -207,13 +207,35 @@ async fn request_token(accounts: &Api<ServiceAccount>, name: &str, token: &Token
     Ok(Duration::try_from(expires.0.duration_since(Timestamp::now())).unwrap_or_default())
 }
 
-/// Exchanges the token after 80 % of its life, and keeps trying when that fails.
+/// How often it is looked whether the wall's clock was stepped.
+const CLOCK_LOOK: Duration = Duration::from_secs(10);
+/// What is a step: less is within the leeway that servers give tokens.
+const CLOCK_STEP: Duration = Duration::from_secs(30);
+
+/// Waits for so long, or until the wall's clock was stepped: then a token may have ended already, or not have begun.
+async fn wait_or_step(wait: Duration) {
+    let (began, wall) = (tokio::time::Instant::now(), Timestamp::now());
+    while let Some(left) = wait.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
+        tokio::time::sleep(left.min(CLOCK_LOOK)).await;
+        if is_step(Timestamp::now().duration_since(wall), began.elapsed()) {
+            return;
+        }
+    }
+}
+
+/// Whether the wall's clock went another way than time did.
+fn is_step(wall: SignedDuration, passed: Duration) -> bool {
+    let apart = SignedDuration::try_from(passed).map(|passed| (wall - passed).unsigned_abs());
+    apart.is_ok_and(|apart| apart > CLOCK_STEP)
+}
+
+/// Exchanges the token after 80 % of its life or when the clock was stepped, and keeps trying when that fails.
 async fn keep_token(accounts: Api<ServiceAccount>, name: &'static str, token: Token, mut lives: Duration, cancel: CancellationToken) {
     loop {
         let wait = (lives * 4 / 5).max(Duration::from_secs(10));
         tokio::select! {
             () = cancel.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = wait_or_step(wait) => {}
         }
         lives = match request_token(&accounts, name, &token).await {
             Ok(lives) => lives,
@@ -222,5 +244,18 @@ async fn keep_token(accounts: Api<ServiceAccount>, name: &'static str, token: To
                 Duration::ZERO
             }
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_the_clock_is_seen_either_way() {
+        let minute = Duration::from_secs(60);
+        for (wall_seconds, step) in [(60, false), (80, false), (3660, true), (-3540, true)] {
+            assert_eq!(is_step(SignedDuration::from_secs(wall_seconds), minute), step, "{wall_seconds}");
+        }
     }
 }

@@ -1,4 +1,7 @@
 //! Doubling back-off by key, as client-go's flowcontrol.Backoff decides it. Pure: time is an argument.
+//!
+//! It is the wall's time, for a container's end is told in it. Where the clock was put back behind the event no back-off is left: it
+//! would else last until the clock comes there again.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -34,15 +37,13 @@ impl BackOff {
         if expired(entry, since) {
             return None;
         }
-        let until = since.checked_add(entry.delay).ok()?;
-        (now < until).then_some(until)
+        lasts(since, entry.delay, now)
     }
 
     /// When the back-off that began with the last [`BackOff::next`] ends, if it has not ended by `now`.
     pub fn until_since_update(&self, key: &str, now: Timestamp) -> Option<Timestamp> {
         let entry = self.entries.get(key)?;
-        let until = entry.last_update.checked_add(entry.delay).ok()?;
-        (now < until).then_some(until)
+        lasts(entry.last_update, entry.delay, now)
     }
 
     /// Doubles the delay of `key` after an event at `since`.
@@ -59,6 +60,12 @@ impl BackOff {
     pub fn reset(&mut self, key: &str) {
         self.entries.remove(key);
     }
+}
+
+/// When a delay that began at `since` ends, if `now` is within it.
+fn lasts(since: Timestamp, delay: Duration, now: Timestamp) -> Option<Timestamp> {
+    let until = since.checked_add(delay).ok()?;
+    (since <= now && now < until).then_some(until)
 }
 
 fn expired(entry: &Entry, since: Timestamp) -> bool {
@@ -89,5 +96,14 @@ mod tests {
         assert_eq!(backoff.until("a", at(now), at(now)), None);
         backoff.next("a", at(now), at(now));
         assert_eq!(backoff.delay("a"), INITIAL);
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_holds_nobody_for_longer() {
+        let mut backoff = BackOff::default();
+        backoff.next("a", at(5000), at(5000));
+        assert!(backoff.until_since_update("a", at(5001)).is_some());
+        assert_eq!(backoff.until_since_update("a", at(1400)), None);
+        assert_eq!(backoff.until("a", at(5000), at(1400)), None);
     }
 }

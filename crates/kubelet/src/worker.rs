@@ -235,7 +235,7 @@ impl Worker {
         let now = Timestamp::now();
         let pulls = self.apply.pulls.next_try(now);
         let deadline = deadline(pod, &self.previous);
-        let renewal = self.tokens.next_renewal();
+        let renewal = self.tokens.next_renewal(now);
         let earliest = [held, pulls, deadline, renewal].into_iter().flatten().min();
         let until = earliest.map(|at| {
             let wait = at.duration_since(now);
@@ -327,7 +327,8 @@ impl Worker {
     /// fetch everything again.
     fn is_prepared(&self, pod: &Pod) -> bool {
         let fresh = self.kubelet.config.sync_frequency / 2;
-        let due = self.tokens.next_renewal().is_some_and(|at| at <= Timestamp::now());
+        let now = Timestamp::now();
+        let due = self.tokens.next_renewal(now).is_some_and(|at| at <= now);
         !due && self.prepared.as_ref().is_some_and(|(at, last)| {
             at.elapsed() < fresh
                 && last.spec == pod.spec

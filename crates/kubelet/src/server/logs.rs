@@ -28,6 +28,8 @@ use crate::server::{Refusal, Reply, State, parameters};
 const CHUNKS_MAX: usize = 16;
 /// Bytes gathered into a chunk.
 const CHUNK_BYTES: usize = 32 * 1024;
+/// Bytes read at once: each reading is a way to another thread and back.
+const READ_BYTES: usize = 64 * 1024;
 /// How often the end of a followed file is looked at, and the container's state.
 const POLL: Duration = Duration::from_millis(100);
 const STATE_POLL: Duration = Duration::from_secs(1);
@@ -189,7 +191,7 @@ impl Reader {
         };
         file.seek(SeekFrom::Start(start)).await?;
         let mut inode = file.metadata().await?.ino();
-        let mut reader = BufReader::new(file);
+        let mut reader = BufReader::with_capacity(READ_BYTES, file);
         let mut entry = Vec::new();
         let mut state_due = tokio::time::Instant::now();
         loop {
@@ -209,7 +211,7 @@ impl Reader {
                 let fresh_inode = fresh.metadata().await?.ino();
                 if fresh_inode != inode {
                     inode = fresh_inode;
-                    reader = BufReader::new(fresh);
+                    reader = BufReader::with_capacity(READ_BYTES, fresh);
                     entry.clear();
                     continue;
                 }

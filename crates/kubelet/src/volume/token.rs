@@ -17,8 +17,16 @@ const AGE_SECONDS_MAX: i64 = 24 * 3600;
 #[derive(Clone, Debug)]
 struct Token {
     text: String,
+    made_at: Timestamp,
     renew_at: Timestamp,
     expires_at: Timestamp,
+}
+
+impl Token {
+    /// When it is to be exchanged: at once if the clock was put back behind its making, for then nobody takes it yet.
+    fn due(&self, now: Timestamp) -> Timestamp {
+        if now < self.made_at { now } else { self.renew_at }
+    }
 }
 
 /// The tokens of one pod by (volume, position in its sources).
@@ -40,8 +48,8 @@ impl Tokens {
     }
 
     /// When the next token is due.
-    pub fn next_renewal(&self) -> Option<Timestamp> {
-        self.tokens.values().map(|t| t.renew_at).min()
+    pub fn next_renewal(&self, now: Timestamp) -> Option<Timestamp> {
+        self.tokens.values().map(|t| t.due(now)).min()
     }
 
     /// Asks for the tokens that are missing or due. One that cannot be renewed is kept until it expires.
@@ -55,7 +63,7 @@ impl Tokens {
                     continue;
                 };
                 let key = (volume.name.clone(), index);
-                if self.tokens.get(&key).is_some_and(|t| now < t.renew_at) {
+                if self.tokens.get(&key).is_some_and(|t| now < t.due(now)) {
                     continue;
                 }
                 let seconds = wanted.expiration_seconds.unwrap_or(3600);
@@ -100,5 +108,19 @@ async fn request(client: &kube::Client, pod: &Pod, account: &str, audience: Opti
     let life = expires_at.duration_since(now).as_secs().max(0);
     let renew_in = (life * 8 / 10).min(AGE_SECONDS_MAX);
     let renew_at = Timestamp::from_second(now.as_second() + renew_in).unwrap_or(expires_at);
-    Ok(Token { text: status.token.unwrap_or_default(), renew_at, expires_at })
+    Ok(Token { text: status.token.unwrap_or_default(), made_at: now, renew_at, expires_at })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_due_late_in_its_life_and_when_the_clock_goes_back() {
+        let at = |second| Timestamp::from_second(second).expect("small seconds are valid");
+        let token = Token { text: String::new(), made_at: at(1000), renew_at: at(1080), expires_at: at(1100) };
+        for (now, due) in [(1000, 1080), (1090, 1080), (999, 999)] {
+            assert_eq!(token.due(at(now)), at(due));
+        }
+    }
 }
