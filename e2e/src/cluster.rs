@@ -23,6 +23,8 @@ use crate::table::Table;
 
 /// How long a cluster may take to be up or gone.
 const TIMEOUT: Duration = Duration::from_secs(120);
+const SIGSTOP: i32 = 19;
+const SIGCONT: i32 = 18;
 /// How long one command of a client may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 /// Where the registry listens, in the cluster's namespace: images are `localhost:5000/NAME:TAG`.
@@ -34,6 +36,18 @@ const UPLINK: &str = "ip link add uplink type bridge && ip address add 192.0.2.1
 /// Where the cluster's etcd listens, in the cluster's namespace.
 const ETCD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379);
 
+/// How often a daemon that was told another time looks at it, in seconds.
+const CLOCK_LOOK_SECONDS: &str = "1";
+
+/// What a cluster has beside `coracle up`.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// A real etcd in place of the embedded store: its program.
+    pub etcd: Option<PathBuf>,
+    /// The preload library of libfaketime, by which the daemon's clock, and no other's, can be moved.
+    pub clock: Option<PathBuf>,
+}
+
 /// A running cluster. Dropping it removes everything, also when a test fails.
 pub struct Cluster {
     folder: PathBuf,
@@ -43,7 +57,8 @@ pub struct Cluster {
     up: Option<Child>,
     /// In place of `coracle up`: each part is a process of its own.
     parts: Option<Parts>,
-    /// A real etcd in the cluster's namespaces, in place of the embedded store.
+    beside: Beside,
+    /// The etcd, in the cluster's namespaces.
     etcd: Option<Child>,
     registry: Option<Registry>,
     /// `coracle down` has been run.
@@ -79,22 +94,75 @@ impl Cluster {
 
     /// Starts a cluster whose store is a real etcd.
     pub fn start_on_etcd(name: &str, etcd: &Path) -> Result<Cluster> {
+        Self::start_beside(name, Beside { etcd: Some(etcd.to_owned()), clock: None })
+    }
+
+    /// Starts a cluster that has more than `coracle up`.
+    pub fn start_beside(name: &str, beside: Beside) -> Result<Cluster> {
         let mut cluster = Cluster::prepare(name, "true")?;
-        let config = cluster.folder.join("etcd.yaml");
-        fs::write(&config, crate::servers::etcd_config(&cluster.folder, ETCD.port(), ETCD.port() + 1)).context("failed to write a file")?;
-        let log = File::create(cluster.folder.join("etcd.log")).context("failed to create the log")?;
-        let mut command = cluster.enter(etcd);
-        command.arg(format!("--config-file={}", config.display())).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        cluster.etcd = Some(command.spawn().context("failed to run etcd")?);
-        let deadline = Instant::now() + TIMEOUT;
-        while !cluster.within(|| TcpStream::connect(ETCD).is_ok())? {
-            if Instant::now() > deadline {
-                bail!("etcd does not listen:\n{}", fs::read_to_string(cluster.folder.join("etcd.log")).unwrap_or_default());
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        cluster.beside = beside;
+        cluster.start_etcd()?;
+        if cluster.beside.clock.is_some() {
+            cluster.step_clock(0)?;
+            // The library leaves a semaphore there when its process is killed.
+            let mounted = cluster.run(Path::new("mount"), &["-t", "tmpfs", "tmpfs", "/dev/shm"], "")?;
+            checked(mounted).context("failed to mount a new /dev/shm")?;
         }
         cluster.up()?;
         Ok(cluster)
+    }
+
+    /// Starts the etcd, if there is to be one, and waits until it listens.
+    fn start_etcd(&mut self) -> Result<()> {
+        let Some(program) = &self.beside.etcd else { return Ok(()) };
+        let config = self.folder.join("etcd.yaml");
+        fs::write(&config, crate::servers::etcd_config(&self.folder, ETCD.port(), ETCD.port() + 1)).context("failed to write a file")?;
+        let log = self.folder.join("etcd.log");
+        let output = File::options().create(true).append(true).open(&log).context("failed to open etcd's log")?;
+        let mut command = self.enter(program);
+        command.arg(format!("--config-file={}", config.display())).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        self.etcd = Some(command.spawn().context("failed to run etcd")?);
+        let deadline = Instant::now() + TIMEOUT;
+        while !self.within(|| TcpStream::connect(ETCD).is_ok())? {
+            if Instant::now() > deadline {
+                bail!("etcd does not listen:\n{}", fs::read_to_string(log).unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Stops etcd's process for so long, as a machine that hangs does.
+    pub fn hang_etcd(&self, time: Duration) -> Result<()> {
+        let etcd = self.etcd.as_ref().context("there is no etcd")?;
+        let pid = i32::try_from(etcd.id())?;
+        linux::process::kill(pid, SIGSTOP).context("failed to stop etcd")?;
+        std::thread::sleep(time);
+        linux::process::kill(pid, SIGCONT).context("failed to continue etcd")
+    }
+
+    /// Kills etcd with SIGKILL, and starts it again after so long.
+    pub fn kill_etcd(&mut self, time: Duration) -> Result<()> {
+        let mut etcd = self.etcd.take().context("there is no etcd")?;
+        etcd.kill().context("failed to kill etcd")?;
+        etcd.wait().context("failed to wait for etcd")?;
+        std::thread::sleep(time);
+        self.start_etcd()
+    }
+
+    /// Puts the daemon's clock this far from the machine's: within a second, and in all its later lives.
+    pub fn step_clock(&self, seconds: i64) -> Result<()> {
+        if self.beside.clock.is_none() {
+            return Ok(());
+        }
+        let (path, temporary) = (self.clock_file(), self.folder.join("clock.tmp"));
+        fs::write(&temporary, format!("{seconds:+}\n"))
+            .and_then(|()| fs::rename(&temporary, &path))
+            .context("failed to write the clock's file")
+    }
+
+    fn clock_file(&self) -> PathBuf {
+        self.folder.join("clock")
     }
 
     /// `network` is a shell command that prepares the network namespace.
@@ -120,12 +188,14 @@ impl Cluster {
             .context("failed to make namespaces")?;
         let registry = within(holder.id(), || Registry::start_on(REGISTRY).context("failed to start the registry"))??;
         let cgroup_root = format!("/coracle-e2e-{name}-{}", std::process::id());
+        let beside = Beside::default();
         Ok(Cluster {
             folder,
             cgroup_root,
             holder,
             up: None,
             parts: None,
+            beside,
             etcd: None,
             registry: Some(registry),
             removed: false,
@@ -171,12 +241,9 @@ impl Cluster {
             }
             return self.parts_ready();
         }
-        let log = File::options().create(true).append(true).open(self.log()).context("failed to open the log")?;
         // What an earlier life said stands before this.
-        let said = usize::try_from(log.metadata().context("failed to read the log")?.len())?;
-        let mut command = self.enter(&ours("coracle")?);
-        command.args(self.up_arguments());
-        self.up = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("failed to run coracle up")?);
+        let said = usize::try_from(fs::metadata(self.log()).map_or(0, |log| log.len()))?;
+        self.spawn_up()?;
         let deadline = Instant::now() + TIMEOUT;
         while !fs::read_to_string(self.log())?.get(said..).is_some_and(|text| text.contains("Coracle is up")) {
             let ended = self.up.as_mut().and_then(|up| up.try_wait().ok().flatten());
@@ -185,6 +252,21 @@ impl Cluster {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+        Ok(())
+    }
+
+    /// Runs `coracle up`, and waits for nothing.
+    pub fn spawn_up(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log()).context("failed to open the log")?;
+        let mut command = self.enter(&ours("coracle")?);
+        command.args(self.up_arguments());
+        if let Some(library) = &self.beside.clock {
+            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.clock_file());
+            command.env("FAKETIME_CACHE_DURATION", CLOCK_LOOK_SECONDS);
+            // Steps are of the wall's clock alone.
+            command.envs(["FAKETIME_DONT_FAKE_MONOTONIC", "NO_FAKE_STAT"].map(|name| (name, "1")));
+        }
+        self.up = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("failed to run coracle up")?);
         Ok(())
     }
 

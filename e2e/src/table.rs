@@ -24,6 +24,12 @@ pub struct Process {
 }
 
 impl Process {
+    /// The sandbox that a shim serves.
+    pub fn sandbox(&self) -> Option<&str> {
+        let at = self.arguments.iter().position(|argument| argument == "-id")?;
+        self.arguments.get(at + 1).map(String::as_str)
+    }
+
     fn is_shim(&self) -> bool {
         self.arguments.first().is_some_and(|program| program.ends_with(SHIM))
     }

@@ -153,8 +153,11 @@ struct Unpacked {
     shown_by: &'static str,
 }
 
-const UNPACKED: &[Unpacked] =
-    &[Unpacked { package: "containerd", shown_by: "usr/bin/containerd" }, Unpacked { package: "runc", shown_by: "usr/sbin/runc" }];
+const UNPACKED: &[Unpacked] = &[
+    Unpacked { package: "containerd", shown_by: "usr/bin/containerd" },
+    Unpacked { package: "runc", shown_by: "usr/sbin/runc" },
+    Unpacked { package: "libfaketime", shown_by: "usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1" },
+];
 
 /// Unpacks Debian's packages to `debian/PACKAGE` in the folder of peers.
 fn debian(host: &mut Host, directory: &Path) {

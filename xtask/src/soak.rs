@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: random death during pod churn. The soak itself is e2e's; here it is built, and what it leaves on the machine
+//! `cargo xtask soak`: random death during pod churn, and steps of the clock, a registry and an etcd that fail. The soak itself is e2e's; here it is built, and what it leaves on the machine
 //! is looked for.
 
 use std::time::Duration;
@@ -11,9 +11,15 @@ use crate::{build, setup, sh};
 /// The flags of `cargo xtask soak`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// For how many minutes rounds are begun.
-    #[arg(long, default_value_t = 3)]
-    minutes: u64,
+    /// For how many minutes rounds are begun [default: 3; with --deaths without limit].
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// Instead of all that is known every round kills the whole `coracle up`, until so many deaths.
+    #[arg(long)]
+    deaths: Option<u64>,
+    /// The store is a real etcd, which hangs and dies as well.
+    #[arg(long)]
+    etcd: bool,
     /// What the actions follow from [default: another one each time, printed].
     #[arg(long)]
     seed: Option<u64>,
@@ -30,9 +36,16 @@ pub fn run(args: &Args) -> Result<()> {
     sh::run("build the soak", &mut soak)?;
     let before = Lists::take(&testkit::host::ALL).context("failed to list what is on the machine")?;
     let seed = args.seed.unwrap_or_else(seed_of_now);
-    println!("==> soak of {} min; again: cargo xtask soak --minutes {} --seed {seed}", args.minutes, args.minutes);
+    // A day is without limit.
+    let minutes = args.minutes.unwrap_or(if args.deaths.is_some() { 24 * 60 } else { 3 });
+    let mut words = vec!["--minutes".to_owned(), minutes.to_string()];
+    words.extend(args.deaths.into_iter().flat_map(|deaths| ["--deaths".to_owned(), deaths.to_string()]));
+    words.extend(args.etcd.then(|| "--etcd".to_owned()));
+    words.extend(["--seed".to_owned(), seed.to_string()]);
+    println!("==> again: cargo xtask soak {}", words.join(" "));
     let mut command = std::process::Command::new(build::target_directory().join("debug/soak"));
-    command.args([args.minutes.to_string(), seed.to_string()]).env("CORACLE_BIN", &executables.directory);
+    command.args(&words).env("CORACLE_BIN", &executables.directory);
+    command.envs(host.peers.iter().map(|peers| ("CORACLE_PEERS", peers)));
     let status = command.status().context("failed to run the soak")?;
     let left = before.expect_nothing_left(&[], Duration::from_secs(10));
     if let Err(left) = &left {

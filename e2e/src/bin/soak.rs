@@ -20,11 +20,22 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<bool> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [minutes, seed] = &arguments[..] else { bail!("run this by `cargo xtask soak`: it takes minutes and a seed") };
-    let minutes: u64 = minutes.parse().with_context(|| format!("{minutes:?} is no number of minutes"))?;
-    let seed: u64 = seed.parse().with_context(|| format!("{seed:?} is no seed"))?;
-    let options = Options { duration: Duration::from_secs(minutes * 60), rounds: usize::MAX, seed };
+    let mut options = Options { duration: Duration::ZERO, rounds: usize::MAX, deaths: None, etcd: false, seed: 0 };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(flag) = arguments.next() {
+        let mut number = || -> Result<u64> {
+            let given = arguments.next().with_context(|| format!("{flag} takes a number"))?;
+            given.parse().with_context(|| format!("{flag} takes a number, not {given:?}"))
+        };
+        match flag.as_str() {
+            "--minutes" => options.duration = Duration::from_secs(number()? * 60),
+            "--deaths" => options.deaths = Some(usize::try_from(number()?)?),
+            "--seed" => options.seed = number()?,
+            "--etcd" => options.etcd = true,
+            _ => bail!("run this by `cargo xtask soak`: {flag:?} is no flag"),
+        }
+    }
+    let seed = options.seed;
     let summary = soak::run("soak", options).with_context(|| format!("seed {seed}"))?;
     println!("{summary} (seed {seed})");
     Ok(summary.is_clean())

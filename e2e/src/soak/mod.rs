@@ -1,6 +1,6 @@
-//! Random death during pod churn: every process of ours may be killed at any moment, and so may containers. After each round the
-//! state must converge, and nothing that was acknowledged, printed or told as an exit code may be lost; at the end nothing may be
-//! left behind.
+//! Random death during pod churn: every process of ours may be killed at any moment, and so may containers; the daemon's clock steps,
+//! the registry misbehaves, etcd hangs and dies. After each round the state must converge, and nothing that was acknowledged, printed
+//! or told as an exit code may be lost; at the end nothing may be left behind.
 //!
 //! ```text
 //! cluster -> warm-up -> what is there -> (round: changes, deaths -> converge -> judge)* -> all removed -> the same is there
@@ -10,30 +10,37 @@
 //! not see the same.
 
 mod inventory;
+mod killed;
 pub mod plan;
 mod pods;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use testkit::registry::Fault;
 
 use crate::api::{Api, eventually_within};
-use crate::cluster::Cluster;
+use crate::cluster::{Beside, Cluster};
+use crate::cri::Cri;
 use crate::ledger;
 use inventory::Inventory;
-use plan::{Action, Random, There};
-use pods::{Pods, Victim};
+use killed::Killed;
+use plan::{Action, Kind, Random, Registry, There};
+use pods::Pods;
 
-/// How long the state may take to converge after a round. The longest grace period is 30 s, the longest back-off of one crash 10 s.
-const CONVERGE: Duration = Duration::from_secs(180);
+/// How long the state may take to converge after a round, on a machine that has other work as well: what is not there by then does
+/// not come. (The longest grace period is 30 s, the longest back-off of one crash or some pulls 40 s.)
+const CONVERGE: Duration = Duration::from_secs(600);
 /// Pods that write all the time.
 const WRITERS: usize = 2;
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
 const PODS: &str = "/api/v1/namespaces/default/pods";
+/// The preload library of Debian's libfaketime, among the peers.
+const FAKETIME: &str = "debian/libfaketime/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 /// How long, and from which seed.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +49,10 @@ pub struct Options {
     pub duration: Duration,
     /// Nor after so many rounds.
     pub rounds: usize,
+    /// Every round kills the whole `coracle up`; so many deaths are enough.
+    pub deaths: Option<usize>,
+    /// The store is a real etcd.
+    pub etcd: bool,
     /// The seed.
     pub seed: u64,
 }
@@ -51,16 +62,25 @@ pub struct Options {
 pub struct Summary {
     /// Rounds that were begun.
     pub rounds: usize,
-    /// How often each process was killed.
-    pub kills: BTreeMap<&'static str, usize>,
+    /// What was done, by its kind.
+    pub actions: BTreeMap<&'static str, usize>,
+    /// How often `coracle up` was killed.
+    pub deaths: usize,
+    /// The UIDs of the pods that were seen at the end of a round.
+    pub pods: BTreeSet<String>,
+    /// Log lines that were accounted for.
+    pub lines: usize,
+    /// Exit codes that were accounted for.
+    pub exits: usize,
     /// What was acknowledged, printed or told, and is not there.
     pub lost: Vec<String>,
     /// What is there and should not be.
     pub leaked: Vec<String>,
     /// What did not converge.
     pub stuck: Vec<String>,
-    /// Exit codes that nobody could see, for keeper and shim were both dead.
-    pub unseen_exits: usize,
+    /// Exit codes that nobody could see, with the deaths that are to blame. (The other case of DESIGN.md, terminal output in flight,
+    /// does not come up: no pod has a terminal.)
+    pub excused: Vec<String>,
 }
 
 impl Summary {
@@ -72,21 +92,30 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (kind, list) in [("lost", &self.lost), ("leaked", &self.leaked), ("stuck", &self.stuck)] {
+        for (kind, list) in [("lost", &self.lost), ("leaked", &self.leaked), ("stuck", &self.stuck), ("excused", &self.excused)] {
             for item in list {
                 writeln!(f, "{kind}: {item}")?;
             }
         }
-        let kills: Vec<String> = self.kills.iter().map(|(what, count)| format!("{count} of {what}")).collect();
-        writeln!(f, "{} rounds, kills: {}; {} exits unseen", self.rounds, kills.join(", "), self.unseen_exits)?;
-        write!(f, "{} lost, {} leaked, {} stuck", self.lost.len(), self.leaked.len(), self.stuck.len())
+        for (action, count) in &self.actions {
+            writeln!(f, "{count:6} {action}")?;
+        }
+        let (rounds, pods) = (self.rounds, self.pods.len());
+        writeln!(f, "{rounds} rounds, {pods} pods, {} lines, {} exit codes", self.lines, self.exits)?;
+        let (lost, leaked, stuck, excused) = (self.lost.len(), self.leaked.len(), self.stuck.len(), self.excused.len());
+        write!(f, "{lost} lost, {leaked} leaked, {stuck} stuck; {excused} exits excused by DESIGN.md (keeper and shim both dead)")
     }
 }
 
 /// Runs a soak on a cluster of its own. The first round that is not clean ends it.
 pub fn run(name: &str, options: Options) -> Result<Summary> {
-    let mut cluster = Cluster::start(name)?;
-    cluster.serve("tools", "v1", &crate::images::busybox("v1")?);
+    let clock = crate::peer(FAKETIME);
+    if clock.is_none() {
+        println!("no steps of the clock: there is no {FAKETIME} among the peers");
+    }
+    let etcd = if options.etcd { Some(crate::peer("etcd").context("there is no etcd among the peers")?) } else { None };
+    let mut cluster = Cluster::start_beside(name, Beside { etcd, clock: clock.clone() })?;
+    cluster.serve(pods::REPOSITORY, "v1", &crate::images::busybox("v1")?);
     let gates = cluster.folder().join("gates");
     std::fs::create_dir(&gates).with_context(|| format!("failed to create {}", gates.display()))?;
     let api = cluster.api();
@@ -97,14 +126,18 @@ pub fn run(name: &str, options: Options) -> Result<Summary> {
     let mut summary = Summary::default();
     let soaked = std::thread::scope(|scope| {
         let client = scope.spawn(|| ledger::write_until(&api, &over));
-        let mut soak = Soak {
-            api: &api,
-            pods: Pods::new(&api, &gates),
-            cluster: &mut cluster,
-            summary: &mut summary,
-            random: Random::new(options.seed),
-        };
-        let soaked = soak.rounds(options).and_then(|()| soak.remove_all());
+        let soaked = Killed::new().and_then(|killed| {
+            let mut soak = Soak {
+                api: &api,
+                pods: Pods::new(&api, &gates, &cluster.folder().join("run")),
+                cluster: &mut cluster,
+                summary: &mut summary,
+                random: Random::new(options.seed),
+                killed,
+                has_clock: clock.is_some(),
+            };
+            soak.rounds(options).and_then(|()| soak.remove_all())
+        });
         over.store(true, Ordering::Relaxed);
         let ledger = client.join().map_err(|_| anyhow::anyhow!("the client panicked"));
         soaked.and(ledger)
@@ -125,7 +158,7 @@ pub fn run(name: &str, options: Options) -> Result<Summary> {
 
 /// What is made once, with the first pod, stays.
 fn warm_up(api: &Api) -> Result<()> {
-    api.create_pod(&pods::manifest("warm-up", "sleep 1000000", "Always", None))?;
+    api.create_pod(&pods::manifest("warm-up", &pods::image(1), "sleep 1000000", "Always", None))?;
     api.wait_ready("warm-up")?;
     api.delete_pod("warm-up")
 }
@@ -136,19 +169,28 @@ struct Soak<'a> {
     pods: Pods<'a>,
     summary: &'a mut Summary,
     random: Random,
+    killed: Killed,
+    has_clock: bool,
 }
 
 impl Soak<'_> {
     fn rounds(&mut self, options: Options) -> Result<()> {
         let start = Instant::now();
-        while start.elapsed() < options.duration && self.summary.rounds < options.rounds && self.summary.is_clean() {
+        let kind = if options.deaths.is_some() { Kind::Deaths } else { Kind::Mixed };
+        while start.elapsed() < options.duration
+            && self.summary.rounds < options.rounds
+            && options.deaths.is_none_or(|deaths| self.summary.deaths < deaths)
+            && self.summary.is_clean()
+        {
             self.pods.fill_up(WRITERS)?;
-            self.converge()?;
-            let there = There { deployments: self.deployments()?.len(), tasks: self.pods.tasks() };
-            let actions = plan::round(&mut self.random, &there);
+            self.converge();
+            let deployments = self.deployments()?.len();
+            let there = There { deployments, tasks: self.pods.tasks(), clock: self.has_clock, etcd: options.etcd };
+            let actions = plan::round(&mut self.random, kind, &there);
             let told: Vec<String> = actions.iter().map(ToString::to_string).collect();
             println!("round {} at {:.0} s: {}", self.summary.rounds, start.elapsed().as_secs_f64(), told.join("; "));
             self.summary.rounds += 1;
+            self.killed.begin();
             let alive = actions.iter().try_for_each(|action| self.apply(*action));
             let failed = alive.with_context(|| format!("in round {}", self.summary.rounds - 1));
             if self.cluster.pid().is_none() {
@@ -156,25 +198,24 @@ impl Soak<'_> {
             }
             failed?;
             let began = Instant::now();
-            self.converge()?;
+            self.converge();
             println!("    converged in {:.1} s", began.elapsed().as_secs_f64());
-            self.pods.judge(self.summary)?;
+            self.pods.judge(&self.killed, self.summary)?;
         }
         Ok(())
     }
 
     /// Waits until all that is wanted is there, and nothing else.
-    fn converge(&mut self) -> Result<()> {
+    fn converge(&mut self) {
         let mut why = Vec::new();
         let converged = eventually_within(CONVERGE, "the state has converged", || {
-            why = self.differences()?;
+            // A server whose store has just come back may refuse for a while.
+            why = self.differences().unwrap_or_else(|error| vec![format!("{error:#}")]);
             Ok(why.is_empty())
         });
-        if let Err(error) = converged {
-            ensure!(!why.is_empty(), error);
+        if converged.is_err() {
             self.summary.stuck.append(&mut why);
         }
-        Ok(())
     }
 
     fn differences(&self) -> Result<Vec<String>> {
@@ -210,11 +251,13 @@ impl Soak<'_> {
     }
 
     fn apply(&mut self, action: Action) -> Result<()> {
+        *self.summary.actions.entry(action.kind()).or_default() += 1;
+        let time = |milliseconds: usize| Duration::from_millis(milliseconds as u64);
         match action {
-            Action::Pause { milliseconds } => std::thread::sleep(Duration::from_millis(milliseconds as u64)),
+            Action::Pause { milliseconds } => std::thread::sleep(time(milliseconds)),
             Action::CreateDeployment { replicas } => {
                 let name = format!("churn-{}-{}", self.summary.rounds, self.random.below(1 << 20));
-                self.ask("POST", DEPLOYMENTS, "application/json", &deployment(&name, replicas).to_string())?;
+                self.ask("POST", DEPLOYMENTS, "application/json", &deployment(&name, &self.pods.image(), replicas).to_string())?;
             }
             Action::Scale { victim, replicas } => self.patch(victim, &json!({"spec": {"replicas": replicas}}))?,
             Action::Restart { victim } => {
@@ -233,44 +276,63 @@ impl Soak<'_> {
                 }
             }
             Action::CreateTask { lines, code } => self.pods.create_task(lines, code)?,
-            Action::KillUp => {
-                if self.cluster.pid().is_some() {
-                    self.cluster.kill()?;
-                    self.count("up");
-                }
+            Action::Image { registry, requests } => self.serve(registry, requests)?,
+            Action::Clock { seconds } => self.cluster.step_clock(seconds)?,
+            Action::HangEtcd { milliseconds } => self.cluster.hang_etcd(time(milliseconds))?,
+            Action::KillEtcd { milliseconds } => self.cluster.kill_etcd(time(milliseconds))?,
+            Action::KillUp => self.kill_up()?,
+            Action::KillStarting { milliseconds } => {
+                self.cluster.spawn_up()?;
+                std::thread::sleep(time(milliseconds));
+                self.kill_up()?;
             }
-            Action::KillKeeper => {
-                if let Some(keeper) = self.cluster.table()?.keeper() {
-                    self.pods.keeper_dies();
-                    self.kill("keeper", keeper)?;
-                }
-            }
-            Action::KillShim { victim } => {
-                let table = self.cluster.table()?;
-                let shims: Vec<u32> = table.all_shims().iter().map(|shim| shim.pid).collect();
-                if let Some(shim) = choose(&shims, victim) {
-                    self.pods.shim_dies();
-                    self.kill("shim", *shim)?;
-                }
-            }
-            Action::KillContainer { victim } => {
-                let table = self.cluster.table()?;
-                if let Some(Victim { pid }) = self.pods.victim(&table, victim) {
-                    self.kill("container", pid)?;
-                }
-            }
+            Action::KillKeeper | Action::KillShim { .. } | Action::KillContainer { .. } => self.kill(action)?,
         }
         Ok(())
     }
 
-    fn count(&mut self, what: &'static str) {
-        *self.summary.kills.entry(what).or_default() += 1;
+    /// Serves one more image, from a registry that misbehaves at first.
+    fn serve(&mut self, registry: Registry, requests: usize) -> Result<()> {
+        self.pods.images += 1;
+        let version = format!("v{}", self.pods.images);
+        self.cluster.serve(pods::REPOSITORY, &version, &crate::images::busybox(&version)?);
+        let fault = match registry {
+            Registry::Stalls { bytes } => Fault::Stall(bytes),
+            Registry::BreaksOff { bytes } => Fault::BreakOff(bytes),
+            Registry::Lies => Fault::Rubbish,
+            Registry::IsBusy => Fault::Status(503),
+        };
+        self.cluster.fault(&format!("{}/", pods::REPOSITORY), fault, requests);
+        Ok(())
     }
 
-    fn kill(&mut self, what: &'static str, pid: u32) -> Result<()> {
-        self.count(what);
-        // It may have ended since it was seen.
-        let _ = linux::process::kill(i32::try_from(pid)?, 9);
+    fn kill_up(&mut self) -> Result<()> {
+        if self.cluster.pid().is_some() {
+            self.cluster.kill()?;
+            self.summary.deaths += 1;
+        }
+        Ok(())
+    }
+
+    /// Kills the keeper, a shim or a container, and notes whose it was.
+    fn kill(&mut self, action: Action) -> Result<()> {
+        let table = self.cluster.table()?;
+        let pid = match action {
+            Action::KillShim { victim } => choose(&table.all_shims(), victim).map(|shim| {
+                self.killed.shim(shim.sandbox().unwrap_or_default());
+                shim.pid
+            }),
+            Action::KillContainer { victim } => self.pods.victim(&table, victim).map(|victim| {
+                let pid = victim.pid;
+                self.killed.containers.push(victim);
+                pid
+            }),
+            _ => table.keeper().inspect(|_| self.killed.keeper()),
+        };
+        if let Some(pid) = pid {
+            // It may have ended since it was seen.
+            let _ = linux::process::kill(i32::try_from(pid)?, 9);
+        }
         Ok(())
     }
 
@@ -294,6 +356,7 @@ impl Soak<'_> {
         if !self.summary.is_clean() {
             return Ok(());
         }
+        self.cluster.step_clock(0)?;
         for deployment in self.deployments()? {
             self.ask("DELETE", &format!("{DEPLOYMENTS}/{}", name_of(&deployment)), "", "")?;
         }
@@ -305,6 +368,10 @@ impl Soak<'_> {
         });
         if gone.is_err() {
             self.summary.stuck.extend(left.iter().map(pods::describe));
+        }
+        let cri = Cri::connect(&self.cluster.cri_socket())?;
+        for image in (2..=self.pods.images).map(pods::image) {
+            cri.call("RemoveImage", &json!({"image": {"image": image}}))?.with_context(|| format!("failed to remove {image}"))?;
         }
         Ok(())
     }
@@ -323,8 +390,8 @@ fn choose<T>(list: &[T], victim: usize) -> Option<&T> {
     list.get(victim.checked_rem(list.len())?)
 }
 
-fn deployment(name: &str, replicas: usize) -> Value {
-    let mut template = pods::manifest(name, "trap 'exit 0' TERM; while :; do sleep 0.2; done", "Always", None);
+fn deployment(name: &str, image: &str, replicas: usize) -> Value {
+    let mut template = pods::manifest(name, image, "trap 'exit 0' TERM; while :; do sleep 0.2; done", "Always", None);
     template["metadata"] = json!({"labels": {"app": name}});
     json!({
         "apiVersion": "apps/v1",

@@ -56,7 +56,7 @@ fn deaths_lose_nothing() -> Result<()> {
 /// What `cargo xtask soak` does for minutes, for some rounds: here `up`, a shim and the keeper die while pods come and go.
 #[test]
 fn a_short_soak_is_clean() -> Result<()> {
-    let options = soak::Options { duration: Duration::from_secs(600), rounds: 3, seed: 1 };
+    let options = soak::Options { duration: Duration::from_secs(600), rounds: 3, deaths: None, etcd: false, seed: 1 };
     let summary = soak::run("short-soak", options)?;
     println!("{summary}");
     ensure!(summary.is_clean(), "{summary}");
