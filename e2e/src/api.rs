@@ -8,7 +8,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 /// How long one request may take, in seconds.
-const REQUEST_SECONDS: &str = "20";
+const REQUEST_SECONDS: u32 = 20;
+/// The same for a long answer on a machine that has other work as well.
+const PATIENT_SECONDS: u32 = 120;
 /// How long a state may be waited for.
 const EVENTUALLY: Duration = Duration::from_secs(120);
 /// The pods of the tests.
@@ -33,6 +35,7 @@ pub struct Api {
     pki: PathBuf,
     credential: Credential,
     base: String,
+    request_seconds: u32,
 }
 
 impl Api {
@@ -40,7 +43,7 @@ impl Api {
     pub(crate) fn new(holder: u32, data: &Path) -> Api {
         let pki = data.join("pki");
         let credential = Credential::Certificate(pki.join("admin.crt"), pki.join("admin.key"));
-        Api { holder, pki, credential, base: "https://127.0.0.1:6443".to_owned() }
+        Api { holder, pki, credential, base: "https://127.0.0.1:6443".to_owned(), request_seconds: REQUEST_SECONDS }
     }
 
     /// The same client with another identity.
@@ -58,11 +61,24 @@ impl Api {
         Api { base: base.to_owned(), ..self.clone() }
     }
 
+    /// The same client for long answers.
+    pub fn patient(&self) -> Api {
+        Api { request_seconds: PATIENT_SECONDS, ..self.clone() }
+    }
+
     /// Asks once: the status and the body. An error means that no answer came, so what became of a write is not known.
     pub fn ask(&self, method: &str, path: &str, content_type: &str, body: &str) -> Result<(u16, String)> {
         let mut command = Command::new("nsenter");
         command.args(["--net", "--target", &self.holder.to_string(), "--", "curl", "--silent", "--show-error"]);
-        command.args(["--max-time", REQUEST_SECONDS, "--path-as-is", "--write-out", "\n%{http_code}", "--request", method]);
+        command.args([
+            "--max-time",
+            &self.request_seconds.to_string(),
+            "--path-as-is",
+            "--write-out",
+            "\n%{http_code}",
+            "--request",
+            method,
+        ]);
         command.arg("--cacert").arg(self.pki.join("ca.crt"));
         match &self.credential {
             Credential::None => {}

@@ -250,8 +250,8 @@ impl<'a> Pods<'a> {
         let told = self.told(name, incarnation);
         let mut lines = 0;
         let there = eventually("the log has all lines", || {
-            // On a machine that is busy enough a long answer is cut: then once more.
-            if let Ok(log) = self.api.get(path) {
+            // A server that has just come up may refuse for a while.
+            if let Ok(log) = self.api.patient().get(path) {
                 lines = count(&log).with_context(|| format!("log {incarnation} of {name}"))?;
             }
             Ok(lines >= told)
@@ -270,7 +270,7 @@ impl<'a> Pods<'a> {
     fn judge_task(&self, name: &str, task: Task, killed: &Killed, summary: &mut Summary) -> Result<()> {
         let pod = self.api.pod(name)?;
         let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
-        let lines = count(&self.api.log(name)?).with_context(|| format!("log of {name}"))?;
+        let lines = count(&self.api.patient().log(name)?).with_context(|| format!("log of {name}"))?;
         summary.lines += lines;
         let was_killed = killed.containers.iter().any(|victim| victim.pod == name);
         if was_killed && (lines < task.lines || ended["exitCode"] == KILLED) {
