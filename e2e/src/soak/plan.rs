@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn every_fault_has_its_turn_where_there_is_the_means() {
-        let kinds = |there| {
+        let kinds = |there: &There| {
             let all = rounds(7, Kind::Mixed, there).concat();
             all.iter().map(Action::kind).filter(|kind| kind.starts_with(char::is_uppercase)).collect::<std::collections::BTreeSet<_>>()
         };
