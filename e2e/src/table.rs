@@ -62,7 +62,10 @@ impl Table {
                 processes.insert(process.pid, process);
             }
         }
-        let keepers: Vec<u32> = processes.values().filter(|process| is_keeper(process, state)).map(|process| process.pid).collect();
+        // What the keeper has just forked has its name until it executes a shim.
+        let forked = |process: &Process| processes.get(&process.parent).is_some_and(|parent| is_keeper(parent, state));
+        let is_one = |process: &&Process| is_keeper(process, state) && !forked(process);
+        let keepers: Vec<u32> = processes.values().filter(is_one).map(|process| process.pid).collect();
         ensure!(keepers.len() < 2, "{} has the keepers {keepers:?}", state.display());
         let keeper = keepers.first().copied();
         Ok(Table { processes, keeper, state: state.to_owned() })
