@@ -48,7 +48,6 @@ mod server;
 mod startup;
 mod subresources;
 mod tables;
-mod tls;
 mod watch;
 mod write;
 
@@ -58,6 +57,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use apimachinery::status::Status;
+use serving::tls;
 use store::{Embedded, Etcd, EtcdConfig, Store};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -126,7 +126,8 @@ fn read(path: &Path) -> Result<String, Error> {
 /// # Errors
 /// [`Error`]; a bad configuration fails before a socket is bound or the store is opened.
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error> {
-    let tls = tls::server(&config.tls_cert_file, &config.tls_private_key_file, &config.client_ca_file)?;
+    let clients = tls::clients(&config.client_ca_file)?;
+    let tls = tls::server(&config.tls_cert_file, &config.tls_private_key_file, Some(&clients), &["h2", "http/1.1"])?;
     let client_ca = read(&config.client_ca_file)?;
     let parts = Parts::read(&config)?;
     let address = SocketAddr::new(config.bind_address, config.secure_port);
@@ -136,7 +137,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Error>
     let closing = CancellationToken::new();
     let api = Arc::new(build(&config, parts, opened.store(), port, closing.clone()));
     let place = startup::Place { address: config.advertised(), port, cluster_ip: config.service_cluster_ip_range.first(), client_ca };
-    let tls = server::Tls { acceptor: TlsAcceptor::from(Arc::new(tls.config)), clients: tls.clients };
+    let tls = server::Tls { acceptor: TlsAcceptor::from(Arc::new(tls)), clients };
     let outcome = serve(&api, listener, tls, &place, &cancel).await;
     drop(api);
     opened.close().await;

@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use remotecommand::Tunnel;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
+use serving::tls;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -23,7 +24,6 @@ use crate::api::Ctx;
 use crate::object::text;
 use crate::reply::{Body, full};
 use crate::subresources::pod_and_node;
-use crate::tls;
 
 /// How long a kubelet may take to accept a connection (`--kubelet-timeout`).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

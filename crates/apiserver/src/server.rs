@@ -8,7 +8,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use rustls::server::danger::ClientCertVerifier;
+use serving::head::{self, Counted};
+use serving::tls::ClientVerifier;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -23,9 +24,6 @@ use crate::router;
 const CONNECTIONS_MAX: usize = 4096;
 /// HTTP/2 streams of one connection (upstream's `--http2-max-streams-per-connection`).
 const STREAMS_MAX: u32 = 1000;
-/// How long a connection may wait for its next request: longer than clients keep idle ones (Go and hyper: 90 s), so that none
-/// sends a request into a connection that is just being closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests may go on after the end was asked for.
@@ -39,7 +37,7 @@ pub struct Tls {
     /// Makes connections.
     pub acceptor: TlsAcceptor,
     /// Judges certificates.
-    pub clients: Arc<dyn ClientCertVerifier>,
+    pub clients: ClientVerifier,
 }
 
 /// Serves until cancelled, then drains.
@@ -89,13 +87,19 @@ async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, cancel: Cancella
         let (api, peer) = (api.clone(), peer.clone());
         async move { Ok::<_, Infallible>(router::handle(api, peer, request).await) }
     });
+    // ALPN has told which it is: nothing needs to be waited for to find out.
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let stream = Counted::new(stream);
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
+    builder.http1().timer(stream.timer()).header_read_timeout(head::IDLE);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX).keep_alive_interval(Duration::from_secs(30));
+    let builder = if is_http2 { builder.http2_only() } else { builder.http1_only() };
+    let preface_is_late = stream.preface_is_late();
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let outcome = tokio::select! {
         outcome = connection.as_mut() => outcome,
+        () = preface_is_late, if is_http2 => return tracing::debug!("no HTTP/2 preface came"),
         () = cancel.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.as_mut().await

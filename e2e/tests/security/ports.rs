@@ -168,6 +168,7 @@ fn kubelet(cluster: &Cluster, _: SocketAddr) -> Result<()> {
     together([
         try_all("nobody at the kubelet", &port.with(Credential::None), &cases(401)),
         try_all("a forged token at the kubelet", &port.with(Credential::Token(FORGED.to_owned())), &cases(401)),
+        try_all("a server's certificate at the kubelet", &port.as_component("apiserver"), &cases(401)),
         try_all("a pod at the kubelet", &port.with(pods_own), &cases(403)),
         try_all("the scheduler at the kubelet", &port.as_component("kube-scheduler"), &cases(403)),
         try_all("the kubelet's own credential at the kubelet", &port.as_component("kubelet"), &cases(403)),

@@ -2,7 +2,6 @@
 //! (upstream pkg/kubelet/server/auth.go and cmd/kubelet/app/auth.go, v1.37, with fine-grained authorization).
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,9 +10,8 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::Api;
 use kube::api::PostParams;
-use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use serving::tls::{self, ClientVerifier};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
@@ -30,33 +28,12 @@ const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 /// TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A PEM file.
-    #[error("failed to read {path}")]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: rustls_pki_types::pem::Error,
-    },
     /// The flags name no such file.
     #[error("no {0} was given")]
     Missing(&'static str),
-    /// Certificate and key do not fit, or the CA is no CA.
-    #[error("failed to use certificate {path}")]
-    Certificate {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: rustls::Error,
-    },
-    /// The CA of clients.
-    #[error("failed to use client CA {path}")]
-    ClientCa {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: rustls::server::VerifierBuilderError,
-    },
+    /// What the flags name is not good.
+    #[error(transparent)]
+    File(#[from] tls::Error),
 }
 
 /// A caller.
@@ -67,41 +44,22 @@ pub struct User {
     groups: Vec<String>,
 }
 
-/// The TLS acceptor: client certificates are asked for when there is a CA, and may be absent.
-pub fn acceptor(config: &Config) -> Result<TlsAcceptor, TlsError> {
+/// The TLS acceptor, and who judges client certificates when there is a CA. Any is taken: a wrong one is answered with 401.
+pub fn acceptor(config: &Config) -> Result<(TlsAcceptor, Option<ClientVerifier>), TlsError> {
     let certificate = config.tls_cert_file.as_deref().ok_or(TlsError::Missing("--tls-cert-file"))?;
     let key = config.tls_private_key_file.as_deref().ok_or(TlsError::Missing("--tls-private-key-file"))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let failed = |source| TlsError::Certificate { path: certificate.to_owned(), source };
-    let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(failed)?;
-    let builder = match config.client_ca_file.as_deref() {
-        Some(path) => {
-            let mut roots = rustls::RootCertStore::empty();
-            for ca in certificates(path)? {
-                roots.add(ca).map_err(|source| TlsError::Certificate { path: path.to_owned(), source })?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .allow_unauthenticated()
-                .build()
-                .map_err(|source| TlsError::ClientCa { path: path.to_owned(), source })?;
-            builder.with_client_cert_verifier(verifier)
-        }
-        None => builder.with_no_client_auth(),
-    };
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Pem { path: key.to_owned(), source })?;
-    let mut tls = builder.with_single_cert(certificates(certificate)?, private).map_err(failed)?;
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(tls)))
+    let clients = config.client_ca_file.as_deref().map(tls::clients).transpose()?;
+    let config = tls::server(certificate, key, clients.as_ref(), &["http/1.1"])?;
+    Ok((TlsAcceptor::from(Arc::new(config)), clients))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let failed = |source| TlsError::Pem { path: path.to_owned(), source };
-    CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)
-}
-
-/// The user of the client's verified certificate: common name, organizations as groups.
-pub fn certificate_user(connection: &rustls::ServerConnection) -> Option<User> {
-    let leaf = connection.peer_certificates()?.first()?;
+/// The user of a client's certificate, if it is good now: common name, organizations as groups.
+fn certificate_user(chain: &[CertificateDer<'_>], clients: &ClientVerifier) -> Option<User> {
+    let (leaf, others) = chain.split_first()?;
+    if let Err(error) = clients.verify_client_cert(leaf, others, UnixTime::now()) {
+        tracing::debug!(error = &error as &dyn std::error::Error, "a client certificate is refused");
+        return None;
+    }
     let (_, certificate) = x509_parser::parse_x509_certificate(leaf).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
@@ -117,6 +75,7 @@ type AccessKey = (User, String, String);
 /// Authentication and authorization with their caches.
 pub struct Auth {
     client: kube::Client,
+    clients: Option<ClientVerifier>,
     node: String,
     tokens: Cache<String, Option<User>>,
     access: Cache<AccessKey, bool>,
@@ -124,13 +83,13 @@ pub struct Auth {
 
 impl Auth {
     /// With empty caches.
-    pub fn new(client: kube::Client, node: String) -> Self {
-        Self { client, node, tokens: Mutex::default(), access: Mutex::default() }
+    pub fn new(client: kube::Client, clients: Option<ClientVerifier>, node: String) -> Self {
+        Self { client, clients, node, tokens: Mutex::default(), access: Mutex::default() }
     }
 
-    /// The caller, by certificate or bearer token; anonymous callers are refused.
-    pub async fn authenticate(&self, certificate: Option<User>, headers: &HeaderMap) -> Result<User, Refusal> {
-        if let Some(user) = certificate {
+    /// The caller, by the certificates of the connection, the client's own first, or by bearer token; anonymous callers are refused.
+    pub async fn authenticate(&self, chain: &[CertificateDer<'_>], headers: &HeaderMap) -> Result<User, Refusal> {
+        if let Some(user) = self.clients.as_ref().and_then(|clients| certificate_user(chain, clients)) {
             return Ok(user);
         }
         let unauthorized = || Refusal(StatusCode::UNAUTHORIZED, "Unauthorized".to_owned());

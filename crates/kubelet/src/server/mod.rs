@@ -17,8 +17,10 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
+use rustls_pki_types::CertificateDer;
+use serving::head::{self, Counted};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -29,11 +31,12 @@ use crate::kubelet::Kubelet;
 use crate::model;
 
 pub use auth::TlsError;
+#[cfg(test)]
+pub(crate) use logs::options as log_options;
 
 /// Connections at once; more wait in the listener's queue.
 const CONNECTIONS_MAX: usize = 512;
 const HANDSHAKE: Duration = Duration::from_secs(10);
-const HEADERS: Duration = Duration::from_secs(30);
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// A response; logs are streamed.
@@ -96,10 +99,10 @@ impl Server {
         if config.port == 0 {
             return Ok(None);
         }
-        let acceptor = auth::acceptor(config)?;
+        let (acceptor, clients) = auth::acceptor(config)?;
         let address = SocketAddr::new(config.address, config.port);
         let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
-        let auth = auth::Auth::new(kubelet.client.clone(), kubelet.node_name.clone());
+        let auth = auth::Auth::new(kubelet.client.clone(), clients, kubelet.node_name.clone());
         let state = Arc::new(State { kubelet, auth, pods, tasks: TaskTracker::new(), cancel });
         Ok(Some(Self { listener, acceptor, state }))
     }
@@ -154,14 +157,15 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>)
         }
         Err(_) => return,
     };
-    let certificate_user = auth::certificate_user(stream.get_ref().1);
+    let certificates: Arc<[CertificateDer<'static>]> = stream.get_ref().1.peer_certificates().unwrap_or_default().into();
     let service = hyper::service::service_fn(|request| {
-        let (state, user) = (state.clone(), certificate_user.clone());
-        async move { Ok::<_, Infallible>(answer(&state, user, request).await) }
+        let (state, certificates) = (state.clone(), certificates.clone());
+        async move { Ok::<_, Infallible>(answer(&state, &certificates, request).await) }
     });
+    let stream = Counted::new(stream);
     let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
+        .timer(stream.timer())
+        .header_read_timeout(head::IDLE)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     if let Err(error) = connection.await {
@@ -169,15 +173,15 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, state: Arc<State>)
     }
 }
 
-async fn answer(state: &Arc<State>, certificate_user: Option<auth::User>, request: Request<Incoming>) -> Reply {
-    match handle(state, certificate_user, request).await {
+async fn answer(state: &Arc<State>, certificates: &[CertificateDer<'_>], request: Request<Incoming>) -> Reply {
+    match handle(state, certificates, request).await {
         Ok(reply) => reply,
         Err(Refusal(status, message)) => text(status, message),
     }
 }
 
-async fn handle(state: &Arc<State>, certificate_user: Option<auth::User>, request: Request<Incoming>) -> Result<Reply, Refusal> {
-    let user = state.auth.authenticate(certificate_user, request.headers()).await?;
+async fn handle(state: &Arc<State>, certificates: &[CertificateDer<'_>], request: Request<Incoming>) -> Result<Reply, Refusal> {
+    let user = state.auth.authenticate(certificates, request.headers()).await?;
     state.auth.authorize(&user, request.method(), request.uri().path()).await?;
     let path = request.uri().path().trim_end_matches('/').to_owned();
     let parts: Vec<&str> = path.split('/').skip(1).collect();

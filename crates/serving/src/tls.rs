@@ -115,34 +115,36 @@ impl ClientCertVerifier for AnyClient {
     }
 }
 
-/// The server's side of TLS.
-pub struct Server {
-    /// HTTP/2 and HTTP/1.1. Client certificates are asked for, and any is taken.
-    pub config: ServerConfig,
-    /// Judges client certificates: those of the authority are good.
-    pub clients: Arc<dyn ClientCertVerifier>,
+/// Judges client certificates: those of its authority are good.
+pub type ClientVerifier = Arc<dyn ClientCertVerifier>;
+
+/// The judge of client certificates: those of the authority in this file are good.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn clients(client_ca: &Path) -> Result<ClientVerifier, Error> {
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider());
+    let verifier = builder.allow_unauthenticated().build().map_err(configure(client_ca))?;
+    Ok(verifier)
 }
 
-/// The server's side of TLS; `client_ca` is the authority of good client certificates.
+/// The server's side of TLS. With `clients` their certificates are asked for, and any is taken; `protocols` are those of ALPN, the best one
+/// first.
 ///
 /// # Errors
 /// What is wrong with the files.
-pub fn server(certificate: &Path, key: &Path, client_ca: &Path) -> Result<Server, Error> {
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(configure(client_ca))?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(configure(certificate))?
-        .with_client_cert_verifier(Arc::new(AnyClient(clients.clone())))
-        .with_single_cert(certificates(certificate)?, private_key(key)?)
-        .map_err(configure(certificate))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Server { config, clients })
+pub fn server(certificate: &Path, key: &Path, clients: Option<&ClientVerifier>, protocols: &[&str]) -> Result<ServerConfig, Error> {
+    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(configure(certificate))?;
+    let builder = match clients {
+        Some(clients) => builder.with_client_cert_verifier(Arc::new(AnyClient(clients.clone()))),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(certificates(certificate)?, private_key(key)?).map_err(configure(certificate))?;
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Ok(config)
 }
 
-/// The client's side towards kubelets.
+/// A client's side, as of the API server towards kubelets.
 ///
 /// # Errors
 /// What is wrong with the files.
@@ -156,5 +158,52 @@ pub fn client(authority: &Path, certificate: Option<&Path>, key: Option<&Path>) 
             builder.with_client_auth_cert(certificates(certificate)?, private_key(key)?).map_err(configure(certificate))
         }
         _ => Ok(builder.with_no_client_auth()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+
+    /// An authority in files of this name, and the certificate of a client of it.
+    fn authority(folder: &Path, name: &str) -> CertificateDer<'static> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let own = params.self_signed(&key).expect("an authority");
+        std::fs::write(folder.join(format!("{name}.crt")), own.pem()).expect("written");
+        std::fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).expect("written");
+        let mut client = CertificateParams::default();
+        client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let clients_key = KeyPair::generate().expect("a key");
+        client.signed_by(&clients_key, &Issuer::new(params, key)).expect("a certificate").der().clone()
+    }
+
+    #[test]
+    fn any_certificate_is_taken_and_those_of_the_authority_are_good() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (good, foreign) = (authority(folder.path(), "a"), authority(folder.path(), "b"));
+        let judge = clients(&folder.path().join("a.crt")).expect("a verifier");
+        let now = UnixTime::now();
+        assert!(judge.verify_client_cert(&good, &[], now).is_ok());
+        assert!(judge.verify_client_cert(&foreign, &[], now).is_err());
+        let any = AnyClient(judge);
+        assert!(any.verify_client_cert(&foreign, &[], now).is_ok() && !any.client_auth_mandatory());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        authority(folder.path(), "a");
+        authority(folder.path(), "b");
+        std::fs::write(folder.path().join("empty"), "").expect("written");
+        let path = |name: &str| folder.path().join(name);
+        let made = |certificate: &str, key: &str| server(&path(certificate), &path(key), None, &["h2"]);
+        assert_eq!(made("a.crt", "a.key").expect("a server").alpn_protocols, [b"h2"]);
+        assert!(matches!(made("gone", "a.key"), Err(Error::Pem { .. })));
+        assert!(matches!(made("empty", "a.key"), Err(Error::Empty { .. })));
+        assert!(matches!(made("a.crt", "b.key"), Err(Error::Configure { .. })));
+        assert!(matches!(clients(&path("empty")), Err(Error::Empty { .. })));
     }
 }
