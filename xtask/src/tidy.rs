@@ -1,5 +1,6 @@
-//! The checks of our own: dependency rows (DESIGN.md, section 2), `//!` heads, `unsafe` only in `linux`, sizes, the table of fields.
+//! The checks of our own: dependency rows (DESIGN.md, section 2), `//!` heads, `unsafe` only in `linux`, sizes, the tables of fields and of edges.
 
+mod edges;
 mod fields;
 
 use std::fs;
@@ -13,7 +14,7 @@ use crate::sh;
 /// The rows; an arrow falls to a lower row and never runs along one.
 const ROWS: [&[&str]; 4] = [
     &["apimachinery", "protocols", "linux", "remotecommand"],
-    &["client", "store", "cri-log", "image-store", "oci-runtime", "network"],
+    &["client", "serving", "store", "cri-log", "image-store", "oci-runtime", "network"],
     &["apiserver", "controller-manager", "scheduler", "kubelet", "kube-proxy", "cri-server", "shim"],
     &["coracle"],
 ];
@@ -60,7 +61,9 @@ pub fn run() -> Result<()> {
     let mut failures = rows(&root)?;
     failures.extend(fields::check(&root)?);
     let mut large = Vec::new();
-    for path in sources(&root)? {
+    let sources = sources(&root)?;
+    failures.extend(edges::check(&root, &sources)?);
+    for path in sources {
         let name = path.strip_prefix(&root).unwrap_or(&path).to_string_lossy().into_owned();
         let text = fs::read_to_string(&path).with_context(|| format!("failed to read {name}"))?;
         failures.extend(check_file(&name, &text));

@@ -23,6 +23,8 @@ mod config;
 mod container;
 mod error;
 mod exec;
+#[cfg(test)]
+mod fuzz;
 mod handler;
 mod host;
 mod image_service;

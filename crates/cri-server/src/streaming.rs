@@ -135,15 +135,18 @@ fn refuse(status: StatusCode, reason: &str) -> Response<Full<Bytes>> {
     response
 }
 
+/// `/KIND/TOKEN`.
+pub(crate) fn route(path: &str) -> Option<(&str, &str)> {
+    let (kind, token) = path.strip_prefix('/')?.split_once('/')?;
+    (!token.contains('/')).then_some((kind, token))
+}
+
 fn answer(server: &Arc<Server>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     if request.method() != Method::POST && request.method() != Method::GET {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST");
     }
     let path = request.uri().path().to_owned();
-    let mut parts = path.split('/').skip(1);
-    let (Some(kind), Some(token), None) = (parts.next(), parts.next(), parts.next()) else {
-        return refuse(StatusCode::NOT_FOUND, "not found");
-    };
+    let Some((kind, token)) = route(&path) else { return refuse(StatusCode::NOT_FOUND, "not found") };
     if kind == "portforward" {
         return forward_ports(server, token, request);
     }

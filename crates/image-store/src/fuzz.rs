@@ -49,6 +49,18 @@ fn names() {
 }
 
 #[test]
+fn registry_hosts() {
+    let seed = "server = 'https://own.example'\n[host.'http://127.0.0.1:5000']\ncapabilities = ['pull', 'resolve']\noverride_path = true\n\
+                [host.'a.example/sub'.header]\nx-a = ['1', '2']\ny = 'z'\n";
+    let reference = Reference::parse("r.example/a/b:1").expect("a reference");
+    Fuzz::new("hosts.toml").seed(seed).words(&["[host.'", "']", "http://", "capabilities", "'push'", "skip_verify = true"]).run(|input| {
+        for endpoint in crate::registry::hosts::parse(&String::from_utf8_lossy(input), &reference).unwrap_or_default() {
+            assert!(endpoint.base.starts_with("http"), "{endpoint:?}");
+        }
+    });
+}
+
+#[test]
 fn challenges() {
     let fuzz =
         Fuzz::new("challenges").seed("Bearer realm=\"https://a/token\",service=\"b\",scope=\"repository:c:pull\"").seed("Basic realm=x");

@@ -4,7 +4,7 @@
 //! WWW-Authenticate).
 
 pub(crate) mod challenge;
-mod hosts;
+pub(crate) mod hosts;
 mod transport;
 
 use std::collections::HashMap;

@@ -23,6 +23,8 @@ mod env;
 mod ephemeral;
 mod events;
 mod eviction;
+#[cfg(test)]
+mod fuzz;
 mod gc;
 mod image_gc;
 mod images;

@@ -38,8 +38,8 @@ pub fn parse(entry: &[u8]) -> Option<Line<'_>> {
     Some(Line { at, stamp, stderr, partial: tag == b"P", text })
 }
 
-/// The text of the last `lines` lines of a log. Blocks on disk.
-pub fn tail_text(path: &Path, lines: usize) -> io::Result<String> {
+/// The text of the last `lines` lines of a log, each cut off at its front beyond `line_bytes_max`. Blocks on disk.
+pub fn tail_text(path: &Path, lines: usize, line_bytes_max: usize) -> io::Result<String> {
     let mut kept: VecDeque<Vec<u8>> = VecDeque::new();
     let mut open = false;
     let mut reader = BufReader::new(std::fs::File::open(path)?);
@@ -54,6 +54,7 @@ pub fn tail_text(path: &Path, lines: usize) -> io::Result<String> {
                 if !line.partial {
                     last.push(b'\n');
                 }
+                last.drain(..last.len().saturating_sub(line_bytes_max));
             }
             open = line.partial;
             while kept.len() > lines {

@@ -1,6 +1,7 @@
 //! Termination messages (upstream pkg/kubelet/kuberuntime `getTerminationMessage`, v1.37).
 
 use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 
 use crate::logs;
 use crate::model::{Container, PodRuntime, RunState};
@@ -28,17 +29,18 @@ fn message(container: &Container) -> Option<String> {
     let path = container.termination_file.as_ref();
     let from_file = path.and_then(|path| {
         // What a container put in place of the file is not to be followed or waited for.
-        let meta = std::fs::symlink_metadata(path).ok().filter(|m| m.is_file())?;
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        let file = std::fs::File::options().read(true).custom_flags(flags.bits() as i32).open(path).ok()?;
         let mut data = Vec::new();
-        let file = std::fs::File::open(path).ok()?;
-        file.take(FILE_BYTES_MAX.min(meta.len())).read_to_end(&mut data).ok()?;
+        file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        file.take(FILE_BYTES_MAX).read_to_end(&mut data).ok()?;
         Some(String::from_utf8_lossy(&data).into_owned())
     });
     let from_file = from_file.filter(|m| !m.is_empty());
     if from_file.is_some() || !container.fallback_to_logs || container.exit_code == 0 {
         return from_file;
     }
-    let tail = logs::tail_text(std::path::Path::new(&container.log_path), LOG_LINES_MAX).ok()?;
+    let tail = logs::tail_text(std::path::Path::new(&container.log_path), LOG_LINES_MAX, LOG_BYTES_MAX).ok()?;
     let start = tail.len().saturating_sub(LOG_BYTES_MAX);
     let start = (start..=tail.len()).find(|i| tail.is_char_boundary(*i))?;
     Some(tail[start..].to_owned()).filter(|t| !t.is_empty())

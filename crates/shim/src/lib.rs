@@ -25,6 +25,8 @@ mod delete;
 pub mod disk;
 mod events;
 mod extension;
+#[cfg(test)]
+mod fuzz;
 mod info;
 mod job;
 mod keeper;

@@ -163,7 +163,7 @@ struct LogLine {
     msg: String,
 }
 
-fn last_error(log: &[u8]) -> Option<String> {
+pub(crate) fn last_error(log: &[u8]) -> Option<String> {
     serde_json::Deserializer::from_slice(log)
         .into_iter::<LogLine>()
         .map_while(Result::ok)

@@ -87,7 +87,7 @@ fn itself(reference: &Reference) -> Endpoint {
     Endpoint { base: format!("{scheme}://{host}/v2"), stands_for: None, resolves: true, pulls: true, headers: Vec::new() }
 }
 
-fn parse(text: &str, reference: &Reference) -> Result<Vec<Endpoint>, String> {
+pub(crate) fn parse(text: &str, reference: &Reference) -> Result<Vec<Endpoint>, String> {
     let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
     let mut endpoints = Vec::new();
     for (server, settings) in file.host {

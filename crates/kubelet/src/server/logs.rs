@@ -38,7 +38,7 @@ const BLOCK_BYTES: u64 = 64 * 1024;
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
-struct Options {
+pub(crate) struct Options {
     follow: bool,
     previous: bool,
     timestamps: bool,
@@ -127,7 +127,7 @@ fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     })
 }
 
-fn options(query: &str) -> Result<Options, Refusal> {
+pub(crate) fn options(query: &str) -> Result<Options, Refusal> {
     let mut options = Options::default();
     let now = Timestamp::now();
     for (key, value) in parameters(query) {
@@ -193,6 +193,7 @@ impl Reader {
         let mut inode = file.metadata().await?.ino();
         let mut reader = BufReader::with_capacity(READ_BYTES, file);
         let mut entry = Vec::new();
+        let mut rotated: Option<File> = None;
         let mut state_due = tokio::time::Instant::now();
         loop {
             let read = reader.read_until(b'\n', &mut entry).await?;
@@ -203,16 +204,20 @@ impl Reader {
                 entry.clear();
                 continue;
             }
+            if let Some(fresh) = rotated.take() {
+                // The old file has been read to its end since the writer has the new one.
+                inode = fresh.metadata().await?.ino();
+                reader = BufReader::with_capacity(READ_BYTES, fresh);
+                entry.clear();
+                continue;
+            }
             // The end for now: `entry` may hold the first part of a line that is being written.
             if self.flush().await.is_err() || !self.options.follow {
                 return Ok(());
             }
             if let Ok(fresh) = File::open(&self.path).await {
-                let fresh_inode = fresh.metadata().await?.ino();
-                if fresh_inode != inode {
-                    inode = fresh_inode;
-                    reader = BufReader::with_capacity(READ_BYTES, fresh);
-                    entry.clear();
+                if fresh.metadata().await?.ino() != inode {
+                    rotated = Some(fresh);
                     continue;
                 }
             }
