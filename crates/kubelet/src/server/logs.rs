@@ -215,11 +215,11 @@ impl Reader {
             if self.flush().await.is_err() || !self.options.follow {
                 return Ok(());
             }
-            if let Ok(fresh) = File::open(&self.path).await {
-                if fresh.metadata().await?.ino() != inode {
-                    rotated = Some(fresh);
-                    continue;
-                }
+            if let Ok(fresh) = File::open(&self.path).await
+                && fresh.metadata().await?.ino() != inode
+            {
+                rotated = Some(fresh);
+                continue;
             }
             if self.ended {
                 return Ok(());
