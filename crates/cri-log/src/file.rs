@@ -30,19 +30,30 @@ impl LogFile {
         Ok(())
     }
 
-    /// Appends whole entries. What cannot be written (a full disk) is lost, as under containerd: the container goes on.
+    /// Appends whole entries. What cannot be written (a full disk) is lost, as under containerd: the container goes on. It is counted.
     pub fn append(&mut self, text: &[u8]) {
         let before = self.file.metadata().map(|meta| meta.len());
-        let Err(error) = self.file.write_all(text) else { return };
+        let Err(error) = self.file.write_all(text) else {
+            if self.lost_entries > 0 {
+                tell(&format!("lost {} entries of log {}\n", self.lost_entries, self.path.display()));
+                self.lost_entries = 0;
+            }
+            return;
+        };
         if let Ok(before) = before {
             // Half an entry would spoil the next one.
             let _ = self.file.set_len(before);
         }
         if self.lost_entries == 0 {
-            eprintln!("failed to write log {}: {error}", self.path.display());
+            tell(&format!("failed to write log {}: {error}\n", self.path.display()));
         }
-        self.lost_entries += 1;
+        self.lost_entries += text.iter().filter(|byte| **byte == b'\n').count() as u64;
     }
+}
+
+/// stderr may be a file on the same full disk, where `eprintln!` would panic.
+fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 fn open(path: &Path) -> io::Result<File> {

@@ -25,12 +25,13 @@ pub struct Error {
     source: io::Error,
 }
 
+fn at(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error { act, path, source }
+}
+
 /// Makes the volume's content be `files`; true when something changed.
 pub fn write(directory: &Path, files: &Files) -> Result<bool, Error> {
-    let at = |act, path: &Path| {
-        let path = path.to_owned();
-        move |source| Error { act, path, source }
-    };
     make_directory(directory)?;
     let data = directory.join(DATA);
     let old = std::fs::read_link(&data).ok();
@@ -41,7 +42,23 @@ pub fn write(directory: &Path, files: &Files) -> Result<bool, Error> {
     let stamp = Timestamp::now().strftime("..%Y_%m_%d_%H_%M_%S.").to_string();
     let stamp = format!("{stamp}{:09}", Timestamp::now().subsec_nanosecond());
     let fresh = directory.join(&stamp);
-    make_directory(&fresh)?;
+    let put = fill(&fresh, files).and_then(|()| put_in_place(directory, &stamp));
+    if put.is_err() {
+        // Each attempt makes one of its own: on a full disk they would pile up.
+        let _ = std::fs::remove_dir_all(&fresh);
+    }
+    put?;
+    link_names(directory, files)?;
+    if let Some(old) = old.filter(|o| o.as_os_str() != stamp.as_str()) {
+        let old = directory.join(old);
+        std::fs::remove_dir_all(&old).map_err(at("remove", &old))?;
+    }
+    Ok(true)
+}
+
+/// Makes the directory `fresh` with all files.
+fn fill(fresh: &Path, files: &Files) -> Result<(), Error> {
+    make_directory(fresh)?;
     for (path, file) in files {
         let target = fresh.join(path);
         if let Some(parent) = target.parent() {
@@ -54,6 +71,11 @@ pub fn write(directory: &Path, files: &Files) -> Result<bool, Error> {
             chown(&target, file.owner, None).map_err(at("set the owner of", &target))?;
         }
     }
+    Ok(())
+}
+
+/// Lets `..data` point to the directory `stamp`.
+fn put_in_place(directory: &Path, stamp: &str) -> Result<(), Error> {
     let new_link = directory.join(DATA_NEW);
     match std::fs::remove_file(&new_link) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -61,22 +83,12 @@ pub fn write(directory: &Path, files: &Files) -> Result<bool, Error> {
         }
         _ => {}
     }
-    symlink(&stamp, &new_link).map_err(at("link", &new_link))?;
-    std::fs::rename(&new_link, &data).map_err(at("rename", &new_link))?;
-    link_names(directory, files)?;
-    if let Some(old) = old.filter(|o| o.as_os_str() != stamp.as_str()) {
-        let old = directory.join(old);
-        std::fs::remove_dir_all(&old).map_err(at("remove", &old))?;
-    }
-    Ok(true)
+    symlink(stamp, &new_link).map_err(at("link", &new_link))?;
+    std::fs::rename(&new_link, directory.join(DATA)).map_err(at("rename", &new_link))
 }
 
 /// Links for each first component; those of names that are gone are removed.
 fn link_names(directory: &Path, files: &Files) -> Result<(), Error> {
-    let at = |act, path: &Path| {
-        let path = path.to_owned();
-        move |source| Error { act, path, source }
-    };
     let wanted: BTreeSet<&str> = files.keys().filter_map(|p| p.split('/').next()).collect();
     for name in &wanted {
         let link = directory.join(name);
@@ -127,14 +139,10 @@ fn same(data: &Path, files: &Files) -> bool {
 }
 
 fn make_directory(path: &Path) -> Result<(), Error> {
-    let at = |act| {
-        let path = path.to_owned();
-        move |source| Error { act, path, source }
-    };
     if !path.is_dir() {
-        std::fs::create_dir_all(path).map_err(at("make directory"))?;
+        std::fs::create_dir_all(path).map_err(at("make directory", path))?;
         let mode = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(path, mode).map_err(at("set the mode of"))?;
+        std::fs::set_permissions(path, mode).map_err(at("set the mode of", path))?;
     }
     Ok(())
 }

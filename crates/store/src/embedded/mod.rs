@@ -102,8 +102,21 @@ pub struct Embedded {
 /// The file whose lock says that a store is open.
 const LOCK_FILE: &str = "LOCK";
 
+/// Makes a directory, and its name durable: what is synced in it is of no use where that is lost.
+fn make_directory(dir: &Path) -> Result<(), Error> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_directory(parent)?;
+    match std::fs::create_dir(dir) {
+        Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::io("create directory", dir, source)),
+        _ => disk::sync_dir(parent).map_err(|source| Error::io("sync", parent, source)),
+    }
+}
+
 fn lock(dir: &Path) -> Result<File, Error> {
-    std::fs::create_dir_all(dir).map_err(|source| Error::io("create directory", dir, source))?;
+    make_directory(dir)?;
     // Whoever reads it reads every Secret.
     std::fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(|source| Error::io("set the mode of", dir, source))?;
     let path = dir.join(LOCK_FILE);
