@@ -18,6 +18,7 @@ mod up;
 /// How this program names itself to the API server.
 const USER_AGENT: &str = concat!("coracle/", env!("CARGO_PKG_VERSION"));
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -82,7 +83,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("coracle: {error:#}");
+            // stderr may be a file on a full disk.
+            let _ = writeln!(std::io::stderr(), "coracle: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -119,7 +121,7 @@ async fn run(cli: Cli) -> Result<()> {
     // kube logs every answer that is no success as an error, also those that its caller expects.
     let default = if alone { "info,kube_client=off" } else { "warn,kube_client=off" };
     let filter = EnvFilter::try_new(cli.log.as_deref().unwrap_or(default)).context("--log: bad filter")?;
-    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(filter);
+    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false).with_filter(filter);
     tracing_subscriber::registry().with(stderr).with(spans.map(trace::SpanLayer::new)).init();
 
     let cancel = CancellationToken::new();

@@ -1,6 +1,6 @@
 //! What a person sees while `up` and `down` work: a line per step, on a terminal with a spinner, in a pipe plain and once.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -37,7 +37,8 @@ impl Progress {
         let line = format!("{:>7.2} s  {step}", self.start.elapsed().as_secs_f64());
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            // A file on a full disk takes nothing; that is no reason to end.
+            None => drop(writeln!(std::io::stderr(), "{line}")),
         }
     }
 

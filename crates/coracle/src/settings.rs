@@ -1,7 +1,7 @@
 //! What one Coracle on this machine is called and where it lives: the flags of `coracle up`, kept for `coracle down`.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use anyhow::{Context, Result, bail};
@@ -221,11 +221,29 @@ fn nth_address(cidr: &str, n: u32) -> Option<IpAddr> {
     (bits <= 30).then(|| IpAddr::from(Ipv4Addr::from((u32::from(base) & mask) + n)))
 }
 
-/// Writes a file whole or not at all: temporary file, fsync, rename, fsync of the directory.
+/// Makes a directory, and its name durable: what is synced in it is of no use where that is lost.
+fn make_directory(directory: &Utf8Path) -> Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let parent = directory.parent().filter(|parent| !parent.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
+    make_directory(parent)?;
+    let made = match fs::create_dir(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => File::open(parent).and_then(|parent| parent.sync_all()),
+    };
+    made.with_context(|| format!("failed to create {directory}"))
+}
+
+/// Writes a file whole or not at all: temporary file, fsync, rename, fsync of the directory. One that has this content already is left
+/// alone, so that a disk that became full does not stand in the way of a restart.
 pub fn write_file(path: &Utf8Path, bytes: &[u8], mode: u32) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
+    if fs::read(path).is_ok_and(|present| present == bytes) {
+        return Ok(());
+    }
     let directory = path.parent().with_context(|| format!("{path} has no directory"))?;
-    fs::create_dir_all(directory).with_context(|| format!("failed to create {directory}"))?;
+    make_directory(directory)?;
     let temporary = path.with_extension("tmp");
     let write = || -> std::io::Result<()> {
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
@@ -234,7 +252,12 @@ pub fn write_file(path: &Utf8Path, bytes: &[u8], mode: u32) -> Result<()> {
         fs::rename(&temporary, path)?;
         File::open(directory)?.sync_all()
     };
-    write().with_context(|| format!("failed to write {path}"))
+    let written = write();
+    if written.is_err() {
+        // What stays is overwritten by the next attempt.
+        let _ = fs::remove_file(&temporary);
+    }
+    written.with_context(|| format!("failed to write {path}"))
 }
 
 /// The right to be the one Coracle of a data directory. Held until dropped, also by a kill.
@@ -254,7 +277,7 @@ pub enum LockOutcome {
 
 /// Takes the lock of a data directory, or tells who has it.
 pub fn lock(data_dir: &Utf8Path) -> Result<LockOutcome> {
-    fs::create_dir_all(data_dir).with_context(|| format!("--data-dir: failed to create {data_dir}"))?;
+    make_directory(data_dir).context("--data-dir")?;
     let path = data_dir.join("lock");
     let mut file = fs::OpenOptions::new()
         .read(true)
@@ -265,9 +288,8 @@ pub fn lock(data_dir: &Utf8Path) -> Result<LockOutcome> {
         .with_context(|| format!("--data-dir: failed to open {path}"))?;
     match file.try_lock() {
         Ok(()) => {
-            file.set_len(0)?;
-            file.rewind()?;
-            write!(file, "{}", std::process::id())?;
+            // In place, for on a full disk what is cut off may not come back.
+            write!(file, "{:<10}", std::process::id()).with_context(|| format!("--data-dir: failed to write {path}"))?;
             Ok(LockOutcome::Taken(Lock { _file: file }))
         }
         Err(TryLockError::WouldBlock) => {

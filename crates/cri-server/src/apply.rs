@@ -21,9 +21,15 @@ impl Server {
     /// # Errors
     /// [`Error::Io`] if the state directory cannot be read. What cannot be cleaned up is logged, and stays for the next start.
     pub async fn reconcile(self: &Arc<Self>) -> Result<()> {
-        let sandboxes = record::read_all::<SandboxRecord>(&self.config.state.join("sandboxes"))?;
-        let containers = record::read_all::<ContainerRecord>(&self.config.state.join("containers"))?;
-        for error in sandboxes.unreadable.iter().chain(&containers.unreadable) {
+        let mut sandboxes = record::read_all::<SandboxRecord>(&self.config.state.join("sandboxes"))?;
+        let mut containers = record::read_all::<ContainerRecord>(&self.config.state.join("containers"))?;
+        let boot = self.config.state.join("boot");
+        let rebooted = std::fs::read_to_string(&boot).unwrap_or_default() != self.boot_id;
+        if rebooted {
+            sandboxes.give_up_unreadable();
+            containers.give_up_unreadable();
+        }
+        for (_, error) in sandboxes.unreadable.iter().chain(&containers.unreadable) {
             tracing::error!(error = error.chain(), "a record cannot be read; nothing of it is touched");
         }
         let mut found = Found {
@@ -46,6 +52,9 @@ impl Server {
         }
         let plan = plan(&found);
         self.carry_out(&plan).await;
+        if rebooted {
+            std::fs::write(&boot, &self.boot_id).map_err(Error::io("write", &boot))?;
+        }
         Ok(())
     }
 
@@ -226,10 +235,10 @@ impl Server {
             }
             ContainerAction::Watch { pid } => {
                 container.state.send_replace(ContainerState::Running { pid, started_at });
-                self.save_container(&container)?;
                 self.resume_output(&container).await;
+                // Watched in any case: a full disk refuses the record.
                 self.watch_container(&container);
-                Ok(())
+                self.save_container(&container)
             }
             ContainerAction::Exited { exit } => {
                 let (exit_code, finished_at) = match exit {
@@ -242,10 +251,8 @@ impl Server {
                     Some(_) => "Error",
                 };
                 self.resume_output(&container).await;
-                self.end(&container, Ended { started_at, finished_at, exit_code, reason: reason.to_owned(), message: String::new() });
-                // Only now, for the shim forgets the exit with the task.
-                self.delete_task(&container).await;
-                self.finish_output(&container).await;
+                let ended = Ended { started_at, finished_at, exit_code, reason: reason.to_owned(), message: String::new() };
+                self.conclude(&container, ended).await;
                 Ok(())
             }
             ContainerAction::NotStarted => {
@@ -266,15 +273,6 @@ impl Server {
                 self.registry(|registry| registry.remove(id));
                 unmade
             }
-        }
-    }
-
-    async fn delete_task(&self, container: &Container) {
-        let shim = self.registry(|registry| registry.sandbox(&container.sandbox_id)).ok().and_then(|sandbox| sandbox.shim());
-        if let Some(shim) = shim
-            && let Err(error) = shim.delete(&container.id, "").await
-        {
-            tracing::warn!(container_id = container.id, %error, "failed to delete a task");
         }
     }
 }

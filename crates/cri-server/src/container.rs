@@ -30,6 +30,8 @@ const ROOTFS_FILE: &str = "rootfs.json";
 /// Images whose user files are remembered, and how large these may be, in bytes: what an image brings must not fill the memory.
 const USER_FILES_MAX: usize = 256;
 const USER_FILES_BYTES_MAX: usize = 64 << 10;
+/// When the end of a container that the disk refused is recorded again.
+const RECORD_RETRY: Duration = Duration::from_secs(1);
 /// The exit code of a container that could not be started, as containerd's.
 const START_ERROR: i32 = 128;
 /// The exit code of a container whose end nobody saw, as containerd's.
@@ -292,12 +294,9 @@ impl Server {
         };
         let span = Span::begin(pod_uid(&sandbox.config), "cri.StartContainer");
         container.state.send_replace(ContainerState::Starting);
-        self.save_container(container)?;
         if let Err(error) = self.start_task(container, &shim).await {
             tracing::warn!(container_id = container.id, container = container.name, error = error.chain(), "failed to start a container");
-            if let Err(error) = shim.delete(&container.id, "").await {
-                tracing::warn!(container_id = container.id, %error, "failed to delete what was created of it");
-            }
+            self.delete_task(container).await;
             self.finish_output(container).await;
             self.end(container, failed_start(&error));
             return Err(error);
@@ -310,11 +309,15 @@ impl Server {
 
     async fn start_task(self: &Arc<Self>, container: &Arc<Container>, shim: &Arc<Shim>) -> Result<()> {
         let id = &container.id;
+        self.save_container(container)?;
         let request = self.task_request(container, shim).await?;
         shim.create(&request).await.map_err(Error::shim("create container", id))?;
         let pid = shim.start(id, "").await.map_err(Error::shim("start container", id))?;
         container.state.send_replace(ContainerState::Running { pid, started_at: host::now() });
-        self.save_container(container)?;
+        if let Err(error) = self.save_container(container) {
+            // It runs, and of one on record as starting the next server asks the shim.
+            tracing::warn!(container_id = id, error = error.chain(), "failed to record a container's start");
+        }
         self.watch_container(container);
         Ok(())
     }
@@ -389,16 +392,7 @@ impl Server {
         };
         let finished_at = exit.and_then(|exit| exit.at).unwrap_or_else(host::now);
         let ended = Ended { started_at, finished_at, exit_code, reason: reason.to_owned(), message: String::new() };
-        // The shim forgets the exit with the task: it is on record before, so that a death in between loses it nowhere.
-        self.record_end(container, &ended);
-        let shim = self.registry(|registry| registry.sandbox(&container.sandbox_id)).ok().and_then(|sandbox| sandbox.shim());
-        if let Some(shim) = shim
-            && let Err(error) = shim.delete(&container.id, "").await
-        {
-            tracing::warn!(container_id = container.id, %error, "failed to delete a container that has ended");
-        }
-        self.finish_output(container).await;
-        self.end(container, ended);
+        self.conclude(container, ended).await;
         tracing::info!(container_id = container.id, container = container.name, exit_code, reason, "container ended");
         self.emit(ContainerEventType::ContainerStoppedEvent, &container.id, &container.sandbox_id);
     }
@@ -415,14 +409,56 @@ impl Server {
 
     /// Puts a container into its last state.
     pub fn end(&self, container: &Container, ended: Ended) {
-        self.record_end(container, &ended);
+        if let Err(error) = self.record_end(container, &ended) {
+            tracing::error!(container_id = container.id, error = error.chain(), "failed to record a container's end");
+        }
         container.state.send_replace(ContainerState::Exited(ended));
     }
 
-    fn record_end(&self, container: &Container, ended: &Ended) {
+    /// Puts a container whose process has ended into its last state, and has the shim forget it. The exit is forgotten with the task, so it is
+    /// on record before; as long as the disk refuses that, the shim keeps it.
+    pub async fn conclude(self: &Arc<Self>, container: &Arc<Container>, ended: Ended) {
+        let Err(error) = self.record_end(container, &ended) else {
+            self.delete_task(container).await;
+            self.finish_output(container).await;
+            container.state.send_replace(ContainerState::Exited(ended));
+            return;
+        };
+        tracing::error!(container_id = container.id, error = error.chain(), "failed to record a container's end; trying again");
+        container.has_task.store(true, Ordering::Relaxed);
+        container.state.send_replace(ContainerState::Exited(ended.clone()));
+        let (server, container) = (Arc::clone(self), Arc::clone(container));
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(cancel.run_until_cancelled_owned(async move {
+            loop {
+                tokio::time::sleep(RECORD_RETRY).await;
+                let _one = server.locks.acquire(&container.id).await;
+                // Whoever removed it has deleted the task as well.
+                if !container.has_task.load(Ordering::Relaxed) {
+                    return;
+                }
+                if server.record_end(&container, &ended).is_ok() {
+                    server.delete_task(&container).await;
+                    return server.finish_output(&container).await;
+                }
+            }
+        }));
+    }
+
+    fn record_end(&self, container: &Container, ended: &Ended) -> Result<()> {
         let record = ContainerRecord { phase: ContainerState::Exited(ended.clone()).phase(), ..container.record(&self.boot_id) };
-        if let Err(error) = record::write(&container.dir, &record) {
-            tracing::error!(container_id = container.id, error = error.chain(), "failed to record a container's end");
+        record::write(&container.dir, &record)
+    }
+
+    /// Has the shim forget a container that does not run (any more). A shim that does not know it, or is gone, has nothing to forget.
+    pub async fn delete_task(&self, container: &Container) {
+        container.has_task.store(false, Ordering::Relaxed);
+        let shim = self.registry(|registry| registry.sandbox(&container.sandbox_id)).ok().and_then(|sandbox| sandbox.shim());
+        if let Some(shim) = shim
+            && let Err(error) = shim.delete(&container.id, "").await
+            && !error.is_not_found()
+        {
+            tracing::warn!(container_id = container.id, %error, "failed to delete a task");
         }
     }
 
@@ -491,6 +527,9 @@ impl Server {
         let _one = self.locks.acquire(&container.id).await;
         if self.registry(|registry| registry.container(&container.id)).is_err() {
             return Ok(());
+        }
+        if container.has_task.load(Ordering::Relaxed) {
+            self.delete_task(container).await;
         }
         self.unmake_container(&container.id).await?;
         self.registry(|registry| registry.remove(&container.id));

@@ -114,8 +114,13 @@ pub fn write(dir: &Utf8Path, record: &impl Serialize) -> Result<()> {
     let path = dir.join(FILE);
     let temporary = dir.join(".record.json.tmp");
     let text = serde_json::to_vec(record).map_err(|error| Error::Record { path: path.clone(), reason: error.to_string() })?;
-    fs::write(&temporary, text).map_err(Error::io("write", &temporary))?;
-    fs::rename(&temporary, &path).map_err(Error::io("rename", &temporary))
+    let written = fs::write(&temporary, text).map_err(Error::io("write", &temporary));
+    let named = written.and_then(|()| fs::rename(&temporary, &path).map_err(Error::io("rename", &temporary)));
+    if named.is_err() {
+        // What stays goes with the directory.
+        let _ = fs::remove_file(&temporary);
+    }
+    named
 }
 
 /// What was found in a directory of records.
@@ -123,8 +128,8 @@ pub fn write(dir: &Utf8Path, record: &impl Serialize) -> Result<()> {
 pub struct Found<R> {
     /// Good ones.
     pub records: Vec<R>,
-    /// Directories whose record cannot be read: nothing of theirs is touched.
-    pub unreadable: Vec<Error>,
+    /// Directories whose record cannot be read, by id: nothing of theirs is touched.
+    pub unreadable: Vec<(String, Error)>,
     /// Ids of directories without a record: what a crash left before the first write, or after the last removal.
     pub bare: Vec<String>,
 }
@@ -143,16 +148,28 @@ pub fn read_all<R: serde::de::DeserializeOwned>(parent: &Utf8Path) -> Result<Fou
     for entry in entries {
         let entry = entry.map_err(Error::io("list", parent))?;
         let path = entry.path().join(FILE);
+        let id = entry.file_name().to_owned();
         match fs::read(&path) {
             Ok(text) => match parse(&text) {
                 Ok(record) => found.records.push(record),
-                Err(reason) => found.unreadable.push(Error::Record { path, reason }),
+                Err(reason) => found.unreadable.push((id, Error::Record { path, reason })),
             },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => found.bare.push(entry.file_name().to_owned()),
-            Err(source) => found.unreadable.push(Error::Io { act: "read", path, source }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => found.bare.push(id),
+            Err(source) => found.unreadable.push((id, Error::Io { act: "read", path, source })),
         }
     }
     Ok(found)
+}
+
+impl<R> Found<R> {
+    /// Takes broken records for what was never written: for those of another boot, which a power cut may have left in any state. Nothing of
+    /// theirs can be alive.
+    pub fn give_up_unreadable(&mut self) {
+        for (id, error) in self.unreadable.drain(..) {
+            tracing::warn!(id, error = error.chain(), "a record from before the reboot is broken; what is left of it is removed");
+            self.bare.push(id);
+        }
+    }
 }
 
 fn parse<R: serde::de::DeserializeOwned>(text: &[u8]) -> std::result::Result<R, String> {
@@ -201,10 +218,13 @@ mod tests {
         write(&parent.join("good"), &sandbox("good")).expect("written");
         fs::write(parent.join("cut/record.json"), "{\"version\":1,").expect("written");
         fs::write(parent.join("newer/record.json"), "{\"version\":2}").expect("written");
-        let found = read_all::<SandboxRecord>(parent).expect("listed");
+        let mut found = read_all::<SandboxRecord>(parent).expect("listed");
         assert_eq!(found.records, [sandbox("good")]);
         assert_eq!(found.bare, ["bare"]);
         assert_eq!(found.unreadable.len(), 2);
+        found.give_up_unreadable();
+        found.bare.sort();
+        assert_eq!((found.bare.as_slice(), found.unreadable.len()), (["bare", "cut", "newer"].map(String::from).as_slice(), 0));
         let config: PodSandboxConfig = found.records[0].config.decode().expect("a config");
         assert_eq!(config.hostname, "h");
     }

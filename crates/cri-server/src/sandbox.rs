@@ -374,7 +374,10 @@ impl Server {
                 facts.pid = 0;
             }
         });
-        errors.extend(self.save_sandbox(sandbox).err());
+        if let Err(error) = self.save_sandbox(sandbox) {
+            // It is stopped all the same, and on a full disk it must be possible to remove it. A next start sees that nothing of it lives.
+            tracing::warn!(sandbox_id = sandbox.id, error = error.chain(), "failed to record the end of a sandbox");
+        }
         if was_ready {
             self.emit(ContainerEventType::ContainerStoppedEvent, &sandbox.id, &sandbox.id);
         }

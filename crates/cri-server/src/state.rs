@@ -215,6 +215,8 @@ pub struct Container {
     pub oom: AtomicBool,
     /// Copies its output, where the shim does not.
     pub pump: Mutex<Option<Arc<Pump>>>,
+    /// It has ended, which could not be recorded yet: its shim still has its task.
+    pub has_task: AtomicBool,
 }
 
 impl Container {
@@ -243,6 +245,7 @@ impl Container {
             stop_signaled: AtomicBool::new(false),
             oom: AtomicBool::new(false),
             pump: Mutex::default(),
+            has_task: AtomicBool::new(false),
         }
     }
 

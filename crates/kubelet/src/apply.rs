@@ -424,14 +424,17 @@ impl Apply<'_> {
     /// /etc/hosts and the termination log, unless the pod mounts something there itself.
     async fn own_files(&self, spec: &Container, sandbox: &SandboxInUse, directory: &Path) -> Result<Vec<cri::Mount>, String> {
         let mut mounts = Vec::new();
-        let failed = |act: &str, e: std::io::Error| format!("failed to {act}: {e}");
+        let failed = |act: &str, path: &Path, e: std::io::Error| format!("failed to {act} {}: {e}", path.display());
         let own = spec.volume_mounts.iter().flatten().any(|m| m.mount_path == "/etc/hosts");
         if !own && !sandbox.ips.is_empty() {
             let host_file = tokio::fs::read_to_string("/etc/hosts").await.unwrap_or_default();
             let domain = &self.kubelet.config.cluster_domain;
             let text = hosts::hosts_file(self.pod, &sandbox.ips, domain, &host_file);
             let path = directory.join("etc-hosts");
-            tokio::fs::write(&path, text).await.map_err(|e| failed("write etc-hosts", e))?;
+            // Containers that run have it mounted: on a full disk it must not be emptied.
+            if tokio::fs::read(&path).await.ok().as_deref() != Some(text.as_bytes()) {
+                tokio::fs::write(&path, text).await.map_err(|e| failed("write", &path, e))?;
+            }
             mounts.push(cri::Mount {
                 container_path: "/etc/hosts".to_owned(),
                 host_path: path.to_string_lossy().into_owned(),
@@ -441,12 +444,12 @@ impl Apply<'_> {
         let termination = spec.termination_message_path.as_deref().unwrap_or("");
         if !termination.is_empty() {
             let parent = directory.join("containers").join(&spec.name);
-            tokio::fs::create_dir_all(&parent).await.map_err(|e| failed("make container directory", e))?;
+            tokio::fs::create_dir_all(&parent).await.map_err(|e| failed("make container directory", &parent, e))?;
             let nanoseconds = Timestamp::now().subsec_nanosecond();
             let path = parent.join(format!("{nanoseconds:08x}"));
-            tokio::fs::write(&path, b"").await.map_err(|e| failed("make termination log", e))?;
+            tokio::fs::write(&path, b"").await.map_err(|e| failed("make termination log", &path, e))?;
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-            tokio::fs::set_permissions(&path, mode).await.map_err(|e| failed("open up termination log", e))?;
+            tokio::fs::set_permissions(&path, mode).await.map_err(|e| failed("open up termination log", &path, e))?;
             mounts.push(cri::Mount {
                 container_path: termination.to_owned(),
                 host_path: path.to_string_lossy().into_owned(),

@@ -274,7 +274,8 @@ impl Worker {
         let directory = kubelet.pod_directory(model::uid(pod));
         let made = blocking(move || {
             cgroups::make_pod(&owned, &kubelet.facts).map_err(|e| format!("unable to ensure pod container exists: {e}"))?;
-            std::fs::create_dir_all(directory.join("volumes")).map_err(|e| format!("error making pod data directories: {e}"))
+            let volumes = directory.join("volumes");
+            std::fs::create_dir_all(&volumes).map_err(|e| format!("error making pod data directory {}: {e}", volumes.display()))
         });
         if let Err(error) = made.await {
             recorder.warning(&target, "FailedCreatePodContainer", error);

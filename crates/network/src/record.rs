@@ -4,7 +4,7 @@
 //! plugin is asked for anything, and removed after all is undone: what a crash leaves is always on record.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -59,6 +59,8 @@ pub(crate) struct Host {
 pub(crate) struct Records {
     dir: Utf8PathBuf,
     pub boot_id: String,
+    /// What is here was written before a reboot, and as nothing is synced, a power cut may have left anything of it.
+    rebooted: bool,
     _lock: File,
 }
 
@@ -78,7 +80,8 @@ impl Records {
         }
         let boot_path = Utf8Path::new("/proc/sys/kernel/random/boot_id");
         let boot_id = fs::read_to_string(boot_path).map_err(file("read", boot_path))?.trim().to_owned();
-        Ok(Self { dir: dir.to_owned(), boot_id, _lock: lock })
+        let rebooted = fs::read_to_string(dir.join("boot")).unwrap_or_default() != boot_id;
+        Ok(Self { dir: dir.to_owned(), boot_id, rebooted, _lock: lock })
     }
 
     /// A record of this version and boot.
@@ -93,7 +96,8 @@ impl Records {
         }
     }
 
-    /// All records. Those of the built-in network from before a reboot are removed: nothing of them is left. Unfinished temporary files go too.
+    /// All records. Those of the built-in network from before a reboot are removed, for nothing of them is left, and what a power cut has
+    /// broken. Unfinished temporary files go too.
     pub fn load(&self) -> Result<Vec<Record>, Error> {
         let dir = self.dir.join("sandboxes");
         let mut records = Vec::new();
@@ -105,7 +109,13 @@ impl Records {
                 continue;
             }
             let bytes = fs::read(path).map_err(file("read", path))?;
-            let record: Record = serde_json::from_slice(&bytes).map_err(|source| Error::Record { path: path.to_owned(), source })?;
+            let record: Record = match serde_json::from_slice(&bytes) {
+                Err(_) if self.rebooted => {
+                    remove(path)?;
+                    continue;
+                }
+                record => record.map_err(|source| Error::Record { path: path.to_owned(), source })?,
+            };
             if record.version > VERSION {
                 return Err(Error::RecordVersion { path: path.to_owned(), version: record.version, known: VERSION });
             }
@@ -114,6 +124,10 @@ impl Records {
             } else {
                 records.push(record);
             }
+        }
+        if self.rebooted {
+            let path = self.dir.join("boot");
+            fs::write(&path, &self.boot_id).map_err(file("write", &path))?;
         }
         Ok(records)
     }
@@ -136,8 +150,11 @@ impl Records {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(file("read", &path)(e)),
         };
-        let host: Host = serde_json::from_slice(&bytes).map_err(|source| Error::Record { path, source })?;
-        Ok((host.boot_id == self.boot_id).then_some(host))
+        match serde_json::from_slice::<Host>(&bytes) {
+            Ok(host) => Ok((host.boot_id == self.boot_id).then_some(host)),
+            Err(_) if self.rebooted => Ok(None),
+            Err(source) => Err(Error::Record { path, source }),
+        }
     }
 
     /// Records the host's setting before it is changed.
@@ -149,7 +166,7 @@ impl Records {
     /// Removes everything that this module wrote; the lock file last.
     pub fn remove_all(&self) -> Result<(), Error> {
         let sandboxes = self.dir.join("sandboxes");
-        for path in [self.dir.join("host.json"), self.dir.join("lock")] {
+        for path in ["host.json", "boot", "lock"].map(|name| self.dir.join(name)) {
             remove(&path)?;
         }
         for dir in [sandboxes, self.dir.clone()] {
@@ -169,9 +186,13 @@ impl Records {
     fn write(&self, path: &Utf8Path, value: &impl Serialize) -> Result<(), Error> {
         let bytes = serde_json::to_vec(value).map_err(|source| Error::Record { path: path.to_owned(), source })?;
         let temporary = path.with_extension("tmp");
-        let mut out = File::create(&temporary).map_err(file("create", &temporary))?;
-        out.write_all(&bytes).map_err(file("write", &temporary))?;
-        fs::rename(&temporary, path).map_err(file("rename", &temporary))
+        let written = fs::write(&temporary, &bytes).map_err(file("write", &temporary));
+        let named = written.and_then(|()| fs::rename(&temporary, path).map_err(file("rename", &temporary)));
+        if named.is_err() {
+            // What stays is removed by the next start.
+            let _ = fs::remove_file(&temporary);
+        }
+        named
     }
 }
 

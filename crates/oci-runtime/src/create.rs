@@ -247,7 +247,8 @@ impl Making<'_> {
         };
         let error = init.run();
         // Whoever waits at the gate has been told; this is for the container's log.
-        eprintln!("{}", line(&error));
+        // It may be a file on a full disk, where `eprintln!` would panic.
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{}\n", line(&error)).as_bytes());
         linux::child::exit_now(1)
     }
 

@@ -73,7 +73,7 @@ impl Shim {
     fn adopt_container(&mut self, bundle: &Path, record: &Record) {
         let task: Option<Task> = disk::read(&bundle.join("task.json")).unwrap_or_default();
         let Some(task) = task else {
-            eprintln!("no record of a container in {}: left alone", bundle.display());
+            say!("no record of a container in {}: left alone", bundle.display());
             return;
         };
         if task.init.pid == 0 {
@@ -145,7 +145,7 @@ impl Shim {
             self.keep(&pidfd, &kept);
         }
         if let Err(error) = self.adopt_streams(bundle, process, log, alive, sandbox) {
-            eprintln!("streams of {} {} are lost: {}", bundle.display(), process.exec_id, error.message);
+            say!("streams of {} {} are lost: {}", bundle.display(), process.exec_id, error.message);
         }
         match told {
             _ if alive => None,
@@ -192,7 +192,7 @@ impl Shim {
             if let Sink::Log(log) = &sink
                 && let Err(error) = cri_log::reconcile(&sandbox.cursor(), log, name, &end)
             {
-                eprintln!("failed to compare log {} with its stream: {error}", log.display());
+                say!("failed to compare log {} with its stream: {error}", log.display());
             }
             let id = self.join_output(end, false, &sink, name, log)?;
             if let Some(id) = id {
@@ -217,7 +217,7 @@ impl Shim {
         disk::remove_task(&bundle);
         let then = crate::daemon::Then::Swept { bundle: bundle.clone() };
         if let Err(error) = self.spawn(then, |pipe| job::remove(Some(line), &bundle, mounted, pipe)) {
-            eprintln!("failed to remove what is left in {}: {}", bundle.display(), error.message);
+            say!("failed to remove what is left in {}: {}", bundle.display(), error.message);
         }
     }
 
@@ -229,7 +229,7 @@ impl Shim {
             return false;
         }
         if let Err(error) = self.epoll.add(&pidfd, ADOPTED | u64::from(pid), Interest::READ_EDGE) {
-            eprintln!("failed to watch process {pid}: {error}");
+            say!("failed to watch process {pid}: {error}");
             return false;
         }
         self.adopted.insert(pid, (start_time, pidfd));

@@ -381,7 +381,7 @@ impl Shim {
             Then::SandboxGone { reply } => self.sandbox_gone(reply, status, text),
             Then::Swept { bundle } => {
                 if status != 0 {
-                    eprintln!("failed to remove what is left in {}: {}", bundle.display(), text.trim());
+                    say!("failed to remove what is left in {}: {}", bundle.display(), text.trim());
                 }
             }
         }

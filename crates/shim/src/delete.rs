@@ -13,7 +13,7 @@ use crate::args::Args;
 use crate::disk::{self, ExitRecord, Task};
 use crate::process::Exit;
 use crate::runtime::Runtime;
-use crate::sandbox::{PAUSE_PID, RECORD, Record};
+use crate::sandbox::{PAUSE_PID, PINS, RECORD, Record};
 
 /// How long a shim may take to answer whether it lives.
 const ANSWER_TIME: std::time::Duration = std::time::Duration::from_secs(1);
@@ -39,6 +39,9 @@ pub fn run(args: &Args) -> Result<(), String> {
         remove_sandbox(&bundle, record, &mut errors);
     } else if bundle.join("config.json").exists() {
         remove_container(args, &bundle, task.as_ref(), &mut errors);
+    } else if bundle.join(PINS).exists() {
+        // A sandbox whose record could not be written, or was not yet.
+        errors.extend(crate::sandbox::take_down(&bundle).err());
     }
     let exit: Option<ExitRecord> = disk::read(&bundle.join("exit.json")).unwrap_or_default();
     let exit_of = exit.map_or_else(|| Exit::now(137), |record| record.exit);

@@ -73,8 +73,12 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     name.push(".tmp");
     let temporary = path.with_file_name(name);
     let mut file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    std::fs::rename(&temporary, path)
+    let done = file.write_all(bytes).and_then(|()| std::fs::rename(&temporary, path));
+    if done.is_err() {
+        // What stays goes with the bundle.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    done
 }
 
 /// Writes a record as JSON.
@@ -147,7 +151,7 @@ impl Shim {
         };
         let path = container.bundle.join("task.json");
         if let Err(error) = write(&path, &task) {
-            eprintln!("failed to write {}: {error}", path.display());
+            say!("failed to write {}: {error}", path.display());
         }
     }
 
@@ -158,7 +162,7 @@ impl Shim {
         let path = container.bundle.join(process.file("exit.json"));
         let record = ExitRecord { version: VERSION, pid: process.pid, exit };
         if let Err(error) = write(&path, &record) {
-            eprintln!("failed to write {}: {error}", path.display());
+            say!("failed to write {}: {error}", path.display());
         }
     }
 }

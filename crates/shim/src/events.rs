@@ -75,7 +75,7 @@ impl Forwarder {
             self.queue.remove(1);
             self.dropped += 1;
             if self.dropped.is_power_of_two() {
-                eprintln!("events dropped as nobody takes them: {}", self.dropped);
+                say!("events dropped as nobody takes them: {}", self.dropped);
             }
         }
         let event = prost_types::Any { type_url: format!("containerd.events.{kind}"), value: event.encode_to_vec() };
@@ -155,7 +155,7 @@ impl Forwarder {
         }
         if let Err(error) = self.send(epoll) {
             if self.tries == 0 {
-                eprintln!("failed to send an event, trying again: {error}");
+                say!("failed to send an event, trying again: {error}");
             }
             self.fail();
         }

@@ -312,7 +312,7 @@ impl Keeper {
                 let orphan = Orphan { pid: exited.pid, start_time, exit: Exit::now(exited.status) };
                 self.orphans.push_back(orphan);
                 if let Err(error) = self.exits.add(&orphan, &self.orphans) {
-                    eprintln!("failed to write the exit of process {}: {error}", exited.pid);
+                    say!("failed to write the exit of process {}: {error}", exited.pid);
                 }
             }
             if child::reap(exited.pid).is_err() {
@@ -392,7 +392,7 @@ fn set_files(limit: Option<Limit>) {
     if let Some(limit) = limit
         && let Err(error) = linux::rlimit::set(0, NOFILE, limit)
     {
-        eprintln!("failed to set the limit of open files: {error}");
+        say!("failed to set the limit of open files: {error}");
     }
 }
 

@@ -141,7 +141,7 @@ impl Shim {
                 keeping.kept.insert(path.display().to_string(), Kept { descriptor, told: false });
                 keeping.tell(&self.epoll, Instant::now());
             }
-            Err(error) => eprintln!("failed to copy {} for the keeper: {error}", path.display()),
+            Err(error) => say!("failed to copy {} for the keeper: {error}", path.display()),
         }
     }
 

@@ -18,6 +18,14 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
+/// Tells stderr, which may be a file on a full disk: `eprintln!` would end the program there.
+macro_rules! say {
+    ($($words:tt)*) => {
+        // There is nobody else to tell.
+        drop(std::io::Write::write_all(&mut std::io::stderr(), format!("{}\n", format_args!($($words)*)).as_bytes()))
+    };
+}
+
 mod adopt;
 pub mod args;
 mod daemon;
@@ -51,7 +59,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args = match Args::parse(args) {
         Ok(args) => args,
         Err(error) => {
-            eprintln!("containerd-shim-coracle-v2: {error}");
+            say!("containerd-shim-coracle-v2: {error}");
             return 2;
         }
     };
@@ -74,7 +82,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     match done {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("containerd-shim-coracle-v2: {error}");
+            say!("containerd-shim-coracle-v2: {error}");
             1
         }
     }

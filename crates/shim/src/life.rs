@@ -384,7 +384,7 @@ impl Shim {
     /// All processes of a container whose first has ended were signalled.
     pub(crate) fn killed_all(&mut self, id: &str, status: u32, text: &str) {
         if status != 0 {
-            eprintln!("failed to kill what is left of container {id}: {}", text.trim());
+            say!("failed to kill what is left of container {id}: {}", text.trim());
         }
         if let Some(container) = self.containers.get_mut(id) {
             container.killing_all = false;

@@ -111,7 +111,7 @@ impl Line {
             return built_in(self.args);
         }
         let error = Command::new(&self.binary).args(&self.args).env_remove("NOTIFY_SOCKET").exec();
-        eprintln!("failed to run the OCI runtime {}: {error}", self.binary);
+        say!("failed to run the OCI runtime {}: {error}", self.binary);
         127
     }
 
@@ -124,7 +124,7 @@ impl Line {
         match Command::new(&self.binary).args(&self.args).env_remove("NOTIFY_SOCKET").status() {
             Ok(status) => status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(255),
             Err(error) => {
-                eprintln!("failed to run the OCI runtime {}: {error}", self.binary);
+                say!("failed to run the OCI runtime {}: {error}", self.binary);
                 127
             }
         }

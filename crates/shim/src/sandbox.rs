@@ -299,7 +299,7 @@ impl Shim {
         };
         let path = sandbox.bundle.join(RECORD);
         if let Err(error) = disk::write(&path, &record) {
-            eprintln!("failed to write {}: {error}", path.display());
+            say!("failed to write {}: {error}", path.display());
         }
     }
 

@@ -178,7 +178,7 @@ fn launch(args: &Args, socket: &Path, listener: &UnixListener, bundle: &Path, cg
         Fork::Child => {
             let error = become_daemon(args, socket, listener, bundle, &executable);
             // Its stderr is the log by now, or still the caller's pipe.
-            eprintln!("failed to start the shim's daemon: {error}");
+            say!("failed to start the shim's daemon: {error}");
             child::exit_now(1)
         }
         Fork::Parent(pid) => {

@@ -406,7 +406,7 @@ impl Shim {
                 container.oom = Some(watch);
                 self.next_socket = self.next_socket.wrapping_add(1);
             }
-            Err(error) => eprintln!("no OOM events of container {id}: {error}"),
+            Err(error) => say!("no OOM events of container {id}: {error}"),
         }
     }
 
