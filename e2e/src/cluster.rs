@@ -48,6 +48,15 @@ pub struct Beside {
     pub clock: Option<PathBuf>,
 }
 
+/// A small disk.
+#[derive(Clone, Copy, Debug)]
+pub enum Disk {
+    /// ext4 in a file, over a loop device.
+    Ext4 { bytes: u64 },
+    /// A tmpfs.
+    Memory { bytes: u64 },
+}
+
 /// A running cluster. Dropping it removes everything, also when a test fails.
 pub struct Cluster {
     folder: PathBuf,
@@ -90,6 +99,42 @@ impl Cluster {
         cluster.parts = Some(Parts::plan(&cluster)?);
         cluster.up()?;
         Ok(cluster)
+    }
+
+    /// Starts a cluster some of whose directories (paths below its folder: `data/store`) are small disks of their own.
+    pub fn start_on_disks(name: &str, disks: &[(&str, Disk)]) -> Result<Cluster> {
+        let mut cluster = Cluster::prepare(name, "true")?;
+        for (path, disk) in disks {
+            cluster.mount(path, *disk)?;
+        }
+        cluster.up()?;
+        Ok(cluster)
+    }
+
+    /// Mounts a small disk in the cluster's mount namespace; it goes with it.
+    pub fn mount(&self, path: &str, disk: Disk) -> Result<()> {
+        let target = self.folder.join(path);
+        fs::create_dir_all(&target).with_context(|| format!("failed to create {}", target.display()))?;
+        let target = target.to_string_lossy().into_owned();
+        let output = match disk {
+            Disk::Memory { bytes } => {
+                self.run(Path::new("mount"), &["-t", "tmpfs", "-o", &format!("size={bytes},mode=755"), "tmpfs", &target], "")?
+            }
+            Disk::Ext4 { bytes } => {
+                let image = self.folder.join(format!("{}.img", path.replace('/', "-")));
+                File::create(&image).and_then(|file| file.set_len(bytes)).with_context(|| format!("failed to make {}", image.display()))?;
+                let image = image.to_string_lossy().into_owned();
+                checked(self.run(Path::new("mkfs.ext4"), &["-q", "-F", "-m", "0", &image], "")?).context("failed to make a file system")?;
+                self.run(Path::new("mount"), &["-o", "loop", &image, &target], "")?
+            }
+        };
+        checked(output).map(drop).with_context(|| format!("failed to mount a disk on {target}"))
+    }
+
+    /// A path as the cluster's mount namespace shows it.
+    pub fn path_inside(&self, path: &Path) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
+        path.strip_prefix("/").map_or_else(|_| root.join(path), |path| root.join(path))
     }
 
     /// Starts a cluster whose store is a real etcd.

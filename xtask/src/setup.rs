@@ -28,6 +28,7 @@ const PACKAGES: &[Package] = &[
     Package { name: "gcc", shown_by: "cc", need: Need::Demo },
     Package { name: "libc6-dev", shown_by: "/usr/lib/x86_64-linux-gnu/libc.a", need: Need::Demo },
     Package { name: "busybox-static", shown_by: "/bin/busybox", need: Need::Tests },
+    Package { name: "e2fsprogs", shown_by: "/sbin/mkfs.ext4", need: Need::Tests },
     Package { name: "strace", shown_by: "/usr/bin/strace", need: Need::Tests },
     Package { name: "curl", shown_by: "curl", need: Need::Tests },
     Package { name: "iproute2", shown_by: "ip", need: Need::Tests },

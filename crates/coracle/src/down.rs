@@ -130,9 +130,17 @@ fn remove_logs(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
+/// Removes a directory with all in it. One that is a disk of its own is emptied, and stays mounted.
 fn remove_tree(path: &Utf8Path) -> Result<()> {
+    let failed = || format!("failed to remove {path}");
     match linux::tree::remove(path.as_std_path()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("failed to remove {path}")),
+        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+            path.read_dir_utf8().with_context(failed)?.try_for_each(|entry| {
+                let entry = entry.with_context(failed)?;
+                linux::tree::remove(entry.path().as_std_path()).with_context(failed)
+            })
+        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(failed),
         _ => Ok(()),
     }
 }
