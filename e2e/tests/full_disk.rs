@@ -212,6 +212,7 @@ fn restart(cluster: &mut Cluster, outside: &Path) -> Result<()> {
     api.wait_ready("late")?;
     let full: Result<Vec<Filled>> = DISKS.iter().map(|(disk, _)| Filled::new(cluster, disk)).collect();
     let mut full = full?;
+    fill_last_block(cluster)?;
     fs::write(outside.join("late"), "").context("failed to write")?;
     cluster.kill()?;
     let refused = cluster.up().err().map(|error| format!("{error:#}")).context("up came up on a store that takes nothing")?;
@@ -225,6 +226,22 @@ fn restart(cluster: &mut Cluster, outside: &Path) -> Result<()> {
     api.wait_ready("after")?;
     api.delete_pod("after")?;
     api.delete_pod("late")
+}
+
+/// A full disk still takes what fits into the last block of the store's log: objects that are ever smaller fill it, until the smallest is refused.
+fn fill_last_block(cluster: &Cluster) -> Result<()> {
+    for size in [2000, 500, 100, 0] {
+        for n in 0.. {
+            let metadata = json!({"name": format!("b{size}-{n}")});
+            let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"k": "x".repeat(size)}});
+            let (status, body) = cluster.api().ask("POST", CONFIG_MAPS, "application/json", &object.to_string())?;
+            if status != 201 {
+                ensure!(body.contains(FULL), "{status}: {body}");
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A first start without room makes nothing.

@@ -49,6 +49,8 @@ pub struct Program {
 /// What the guest says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
+    /// The guest's kernel is of this release.
+    Kernel(String),
     /// The next lines are of the program with this index.
     Begin(usize),
     /// A line of a program, or of the kernel.
@@ -60,10 +62,11 @@ pub enum Line {
 impl Line {
     fn parse(line: &str) -> Option<Line> {
         let mut words = line.strip_prefix(MARK)?.split(' ');
-        let (word, index) = (words.next()?, words.next()?.parse().ok()?);
+        let (word, first) = (words.next()?, words.next()?);
         match word {
-            "begin" => Some(Line::Begin(index)),
-            "end" => Some(Line::End(index, words.next()?.parse().ok()?)),
+            "kernel" => Some(Line::Kernel(first.to_owned())),
+            "begin" => Some(Line::Begin(first.parse().ok()?)),
+            "end" => Some(Line::End(first.parse().ok()?, words.next()?.parse().ok()?)),
             _ => None,
         }
     }
@@ -228,7 +231,7 @@ fn init(programs: &[Program], variables: &[(&str, &Path)], arguments: &[&str]) -
     let paths = || programs.iter().map(|program| program.executable.as_path()).chain(variables.iter().map(|(_, path)| *path));
     let temporary = TEMPORARY.into_iter().find(|dir| !paths().any(|path| path.starts_with(dir))).unwrap_or("/opt");
     let mut script = include_str!("guest.sh").to_owned();
-    script += &format!("mount -t tmpfs tmpfs {temporary}\nexport TMPDIR={temporary}\necho '{MARK}up'\n");
+    script += &format!("mount -t tmpfs tmpfs {temporary}\nexport TMPDIR={temporary}\necho '{MARK}up'\necho \"{MARK}kernel $(uname -r)\"\n");
     for (name, value) in variables {
         script += &format!("export {name}={}\n", quote(&value.display().to_string()));
     }
@@ -249,6 +252,7 @@ mod tests {
 
     #[test]
     fn the_guests_lines_are_told_from_those_of_programs() {
+        assert_eq!(Line::parse("GUEST kernel 6.12.1-x"), Some(Line::Kernel("6.12.1-x".to_owned())));
         assert_eq!(Line::parse("GUEST begin 3"), Some(Line::Begin(3)));
         assert_eq!(Line::parse("GUEST end 3 101"), Some(Line::End(3, 101)));
         assert_eq!(Line::parse("test a ... ok"), None);

@@ -42,8 +42,10 @@ const PACKAGES: &[Package] = &[
 ];
 
 /// What this machine has.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Host {
+    /// The running kernel's release.
+    pub kernel: String,
     /// The folder of upstream's programs; `None` without Go and apt.
     pub peers: Option<PathBuf>,
     /// The golden files of k8s.io/api; `None` without Go.
@@ -68,7 +70,8 @@ pub fn cache() -> PathBuf {
 
 /// Installs what is missing, as far as it can be had.
 pub fn prepare(need: Need) -> Result<Host> {
-    let mut host = Host { apt: sh::on_path("apt-get"), go: sh::on_path("go"), ..Host::default() };
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("failed to read the kernel's release")?;
+    let mut host = Host { kernel, apt: sh::on_path("apt-get"), go: sh::on_path("go"), ..Host::default() };
     packages(need, &mut host);
     if need == Need::Tests {
         if host.apt {

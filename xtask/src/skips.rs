@@ -46,6 +46,8 @@ enum Condition {
     NoApt,
     /// The kernel has no such file, e.g. `/sys/kernel/security/apparmor`.
     KernelLacks(String),
+    /// The kernel is older than this release, e.g. `6.15`.
+    KernelBefore(String),
     /// What a spec judges is not built yet: its test leaves it out.
     NotBuilt,
     /// What a spec needs is outside of every test's network: its test leaves it out.
@@ -60,9 +62,16 @@ impl Condition {
             Condition::NoGo => !host.go,
             Condition::NoApt => !host.apt,
             Condition::KernelLacks(file) => !Path::new(file).exists(),
+            Condition::KernelBefore(release) => version(&host.kernel).zip(version(release)).is_some_and(|(here, there)| here < there),
             Condition::NotBuilt | Condition::OutOfReach | Condition::NotAsked => true,
         }
     }
+}
+
+/// The first two numbers of a kernel's release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.trim().split(['.', '-']).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 #[derive(Deserialize)]
@@ -147,11 +156,12 @@ pub fn refused(skipped: &[Skipped], specs: &[SkippedSpec], ran: &[SuiteCount], h
     Ok(sentences)
 }
 
-/// The same of the tests that ran in the guest: its kernel lacks nothing that they need, whatever this machine's does.
-pub fn refused_in_guest(skipped: &[Skipped], host: &Host) -> Result<Vec<String>> {
+/// The same of the tests that ran in the guest, on a kernel of release `kernel`: it has all files that they need, whatever this machine's lacks.
+pub fn refused_in_guest(skipped: &[Skipped], host: &Host, kernel: &str) -> Result<Vec<String>> {
     let mut listed = read()?.skip;
     listed.retain(|entry| !matches!(entry.when, Condition::KernelLacks(_)));
-    Ok(judge(skipped, &listed, host).into_iter().map(|sentence| format!("on cgroup v2: {sentence}")).collect())
+    let guest = Host { kernel: kernel.to_owned(), ..host.clone() };
+    Ok(judge(skipped, &listed, &guest).into_iter().map(|sentence| format!("on cgroup v2: {sentence}")).collect())
 }
 
 fn judge(skipped: &[Skipped], listed: &[Skip], host: &Host) -> Vec<String> {
@@ -207,6 +217,10 @@ mod tests {
         assert_eq!(judge(&[skip("b")], &listed.skip, &with_go), Vec::<String>::new());
         assert_eq!(judge(&[skip("a"), skip("c")], &listed.skip, &with_go).len(), 2);
         assert_eq!(judge(&[skip("a")], &listed.skip, &Host::default()).len(), 0);
+
+        let before = Condition::KernelBefore("6.15".to_owned());
+        let on = |kernel: &str| before.holds(&Host { kernel: kernel.to_owned(), ..Host::default() });
+        assert!(on("6.12.94+deb12-cloud-amd64") && on("5.15") && !on("6.15.0-rc1\n") && !on("6.18.5") && !on("7.0") && !on(""));
     }
 
     #[test]

@@ -51,6 +51,9 @@ struct Summary {
     filtered: bool,
     #[serde(skip)]
     skipped_in_guest: Vec<Skipped>,
+    /// The release of the guest's kernel.
+    #[serde(skip)]
+    guest_kernel: String,
     seconds: u64,
     missing: Vec<String>,
     left_behind: Vec<String>,
@@ -223,6 +226,7 @@ struct GuestCount<'a> {
 impl GuestCount<'_> {
     fn take(&mut self, line: Line) {
         match line {
+            Line::Kernel(release) => self.summary.guest_kernel = release,
             Line::Begin(index) => {
                 let program = &self.programs[index];
                 let known = self.suites.iter().position(|suite| suite.suite == program.suite);
@@ -310,7 +314,7 @@ fn judge(summary: &Summary, host: &setup::Host) -> Result<()> {
     let skipped: Vec<Skipped> =
         summary.skipped.iter().map(|(test, reason)| Skipped { test: test.clone(), reason: reason.clone() }).collect();
     let mut refused = skips::refused(&skipped, &summary.skipped_specs, &summary.suites, host)?;
-    refused.extend(skips::refused_in_guest(&summary.skipped_in_guest, host)?);
+    refused.extend(skips::refused_in_guest(&summary.skipped_in_guest, host, &summary.guest_kernel)?);
     readme::write_counts(&summary.suites.iter().filter(|suite| !summary.filtered || !in_guest(suite)).cloned().collect::<Vec<_>>())?;
     eprintln!();
     for line in &summary.failures.lines {

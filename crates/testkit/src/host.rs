@@ -139,7 +139,7 @@ fn take(list: List) -> io::Result<BTreeSet<String>> {
         }
         List::TemporaryFiles => {
             let mut found = BTreeSet::new();
-            for dir in ["/tmp", "/run", "/var/lib", "/var/run"] {
+            for dir in ["/tmp", "/var/tmp", "/dev/shm", "/run", "/var/lib"] {
                 for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
                     found.insert(entry.path().display().to_string());
                 }
