@@ -307,14 +307,17 @@ impl Cluster {
     /// Runs `coracle up`, and waits for nothing.
     pub fn spawn_up(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log()).context("failed to open the log")?;
-        let mut command = self.enter(&ours("coracle")?);
-        command.args(self.up_arguments());
+        let mut variables = Vec::new();
         if let Some(library) = &self.beside.clock {
-            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.clock_file());
-            command.env("FAKETIME_CACHE_DURATION", CLOCK_LOOK_SECONDS);
             // Steps are of the wall's clock alone.
-            command.envs(["FAKETIME_DONT_FAKE_MONOTONIC", "NO_FAKE_STAT"].map(|name| (name, "1")));
+            variables.extend(["FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1"].map(str::to_owned));
+            variables.push(format!("FAKETIME_CACHE_DURATION={CLOCK_LOOK_SECONDS}"));
+            variables.push(format!("FAKETIME_TIMESTAMP_FILE={}", self.clock_file().display()));
+            // Last, and inside: what enters the namespaces has the machine's own /dev/shm.
+            variables.push(format!("LD_PRELOAD={}", library.display()));
         }
+        let mut command = self.enter(Path::new("env"));
+        command.args(variables).arg(ours("coracle")?).args(self.up_arguments());
         self.up = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().context("failed to run coracle up")?);
         Ok(())
     }

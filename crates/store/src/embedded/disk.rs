@@ -53,7 +53,11 @@ pub(crate) fn sync_all(file: &File, path: &Path) -> io::Result<()> {
 /// Gives a file the name of another one.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(test)]
-    tape::note(to, || Effect::Rename { from: tape::name(from), to: tape::name(to) });
+    tape::note(to, || Effect::Rename {
+        inode: tape::inode(&File::open(from).expect("a file")),
+        from: tape::name(from),
+        to: tape::name(to),
+    });
     std::fs::rename(from, to)
 }
 

@@ -37,6 +37,7 @@ pub(crate) enum Effect {
         inode: u64,
     },
     Rename {
+        inode: u64,
         from: String,
         to: String,
     },
@@ -101,10 +102,10 @@ impl Disk {
             Effect::Create { name, inode } => {
                 self.names.insert(name.clone(), *inode);
             }
-            Effect::Rename { from, to } => {
-                if let Some(inode) = self.names.remove(from) {
-                    self.names.insert(to.clone(), inode);
-                }
+            // The name is of this file, whatever of the old name's own changes reached the disk.
+            Effect::Rename { inode, from, to } => {
+                self.names.remove(from);
+                self.names.insert(to.clone(), *inode);
             }
             Effect::Remove { name } => {
                 self.names.remove(name);
@@ -232,10 +233,14 @@ fn number_files(tape: &mut [Effect]) {
             numbers.insert(*inode, made);
         }
         match effect {
-            Effect::Create { inode, .. } | Effect::Write { inode, .. } | Effect::SetLength { inode, .. } | Effect::Sync { inode } => {
+            Effect::Create { inode, .. }
+            | Effect::Write { inode, .. }
+            | Effect::SetLength { inode, .. }
+            | Effect::Sync { inode }
+            | Effect::Rename { inode, .. } => {
                 *inode = numbers[inode];
             }
-            Effect::Rename { .. } | Effect::Remove { .. } | Effect::SyncDir | Effect::Acknowledged { .. } => {}
+            Effect::Remove { .. } | Effect::SyncDir | Effect::Acknowledged { .. } => {}
         }
     }
 }
